@@ -10,8 +10,8 @@ demo: .venv/.core
 
 imports = $(python) -c "from importlinter.cli import lint_imports_command as lint; lint()"
 
-# What most tests need is compiled here once, not in each of their processes: the engine, and what counts.
-ready = $(python) -c "import segue; from segue.kernels.cpu import engine; engine.load_engine(); \
+# What most tests need is compiled here once, not in each of their processes: the engine, products, and what counts.
+ready = $(python) -c "import segue; from segue.kernels.cpu import engine, products; engine.load_engine(); \
 	segue.fit(['abc' * 40] * 20, steps=1, quiet=True)"
 
 test: export PYTHONDONTWRITEBYTECODE =  # else each of the tests' processes compiles all of the sources anew

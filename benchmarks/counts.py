@@ -4,7 +4,8 @@
 
 Trains on the Python standard library's own source files and scores those that the demo holds out, every byte once
 (with each file's end). Seconds are of one processor. Nothing is tuned on the held-out files: trust and gate are fitted
-on training files that are set aside first. --minutes: also `fit` for so long, with and without counts.
+on training files that are set aside first. It prints the table, which --out writes, too. --minutes: also `fit` for so
+long, with and without counts. --quick: one vocabulary, one window.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from segue.models.counts import BlendedCounts, CountModel, documents_bits, split
 from segue.training.recipe import describe_machine
 
 
-def xz(contents: bytes) -> int:
+def xz_bits(contents: bytes) -> int:
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 26}]
     return 8 * len(lzma.compress(contents, format=lzma.FORMAT_RAW, filters=filters))
 
 
-def encoded(files: list[Path], codec: Any) -> list[np.ndarray]:
+def encode_files(files: list[Path], codec: Any) -> list[np.ndarray]:
     return [np.append(ids, codec.eos).astype(np.int32)
             for ids in codec.encode_many([path.read_bytes().decode("utf-8", "replace") for path in files])]
 
@@ -43,46 +44,47 @@ def timed(action: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def rows(quick: bool, minutes: float) -> Iterator[tuple[str, float, str]]:
-    """(what, bits per byte, speeds)"""
-    train, held = standard_library()
-    whole, rest = (b"".join(path.read_bytes() for path in files) for files in (train, held))
-    size = len(rest)
-    yield "xz -9e of the held-out files", xz(rest) / size, ""
-    yield "xz -9e, the training files as its prefix", (xz(whole + rest) - xz(whole)) / size, ""
+    """(model, bits per byte, speeds) of each row of the table."""
+    train, test = standard_library()
+    train_bytes, test_bytes = (b"".join(path.read_bytes() for path in files) for files in (train, test))
+    size = len(test_bytes)
+    yield "xz -9e of the held-out files", xz_bits(test_bytes) / size, ""
+    beyond = xz_bits(train_bytes + test_bytes) - xz_bits(train_bytes)
+    yield "xz -9e, the training files as its prefix", beyond / size, ""
 
-    pieces = [[np.append(np.frombuffer(path.read_bytes(), np.uint8).astype(np.int32), 256) for path in files]
-              for files in (train, held)]
+    documents = [[np.append(np.frombuffer(path.read_bytes(), np.uint8).astype(np.int32), 256) for path in files]
+                 for files in (train, test)]
     for smoothing, order in (("witten-bell", 5), ("witten-bell", 8), ("kneser-ney", 8)):
-        model, counting = timed(lambda: CountModel(257, order, smoothing).fit(pieces[0]))  # noqa: B023
-        bits, scoring = timed(lambda: documents_bits(model, pieces[1]))  # noqa: B023
+        model, counting = timed(lambda: CountModel(257, order, smoothing).fit(documents[0]))  # noqa: B023
+        bits, scoring = timed(lambda: documents_bits(model, documents[1]))  # noqa: B023
         speeds = f"counted in {counting:.1f} s, scored in {scoring:.1f} s"
         yield f"bytes, order {order}, {smoothing}", bits / size, speeds
 
     for vocabulary in (2048,) if quick else (1024, 2048, 4096, 8192):
         codec = read(*train, kind="code").codec(vocabulary=vocabulary)
-        seen, unseen = encoded(train, codec), encoded(held, codec)
-        model = CountModel(codec.size, 5, "kneser-ney").fit(seen)
-        yield f"{vocabulary} tokens, order 5, kneser-ney", documents_bits(model, unseen) / size, ""
+        train_ids, test_ids = encode_files(train, codec), encode_files(test, codec)
+        model = CountModel(codec.size, 5, "kneser-ney").fit(train_ids)
+        yield f"{vocabulary} tokens, order 5, kneser-ney", documents_bits(model, test_ids) / size, ""
         for window in (8192,) if quick or vocabulary != 2048 else (1024, 4096, 8192, 32768):
-            yield blended(seen, unseen, codec.size, window, size)
+            yield blended(train_ids, test_ids, codec.size, window, size)
     if minutes:
         from segue.verbs.fit import fit
 
         for mix in (False, True):
-            fitted = fit(read(*train, kind="code"), held_out=read(*held, kind="code"), minutes=minutes, mix=mix)
+            fitted = fit(read(*train, kind="code"), held_out=read(*test, kind="code"), minutes=minutes, mix=mix)
             yield (f"network of {minutes:g} minutes" + " and counts" * mix, fitted.report["held_out"]["bits_per_unit"],
                    f"{fitted.report['tokens']:,} tokens learned; {fitted.report['held_out']['path']}")
 
 
-def blended(seen: list[np.ndarray], unseen: list[np.ndarray], vocabulary: int, window: int,
+def blended(train: list[np.ndarray], test: list[np.ndarray], vocabulary: int, window: int,
             size: int) -> tuple[str, float, str]:
-    rest, aside = split_held_out(seen)
+    counted, set_aside = split_held_out(train)
     model = BlendedCounts(vocabulary, window)
-    _, counting = timed(lambda: model.count(rest))
-    _, trusting = timed(lambda: model.learn_trust(aside))
-    model.count(seen)
-    bits, scoring = timed(lambda: documents_bits(model, unseen))
-    state, tokens = model.init_state(1), torch.from_numpy(np.concatenate(unseen)[:3000].astype(np.int64))[None]
+    _, counting = timed(lambda: model.count(counted))
+    _, trusting = timed(lambda: model.learn_trust(set_aside))
+    model.count(train)
+    bits, scoring = timed(lambda: documents_bits(model, test))
+    state, tokens = model.init_state(1), torch.from_numpy(np.concatenate(test)[:3000].astype(np.int64))[None]
     model.extend(tokens, state, at=torch.tensor([[2999]]))
     state.commit()
 
@@ -93,7 +95,7 @@ def blended(seen: list[np.ndarray], unseen: list[np.ndarray], vocabulary: int, w
 
     _, decoding = timed(decode)
     return (f"{vocabulary} tokens, blended counts, window {window}", bits / size,
-            f"counted in {counting:.1f} s, trust in {trusting:.1f} s, scored {sum(map(len, unseen)) / scoring:,.0f} "
+            f"counted in {counting:.1f} s, trust in {trusting:.1f} s, scored {sum(map(len, test)) / scoring:,.0f} "
             f"tokens/s, decodes {300 / decoding:,.0f} tokens/s")
 
 
@@ -109,8 +111,8 @@ def main() -> None:
              f"Printed by `python benchmarks/counts.py` on {describe_machine()}, seconds are of one processor.", "",
              "| model | bits per byte | |", "| --- | --- | --- |"]
     print("\n".join(lines))
-    for what, bits, speed in rows(options.quick, options.minutes):
-        lines.append(f"| {what} | {bits:.3f} | {speed} |")
+    for name, bits, speed in rows(options.quick, options.minutes):
+        lines.append(f"| {name} | {bits:.3f} | {speed} |")
         print(lines[-1], flush=True)
     if options.out:
         write_text(options.out, "\n".join(lines) + "\n")

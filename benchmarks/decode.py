@@ -6,8 +6,8 @@
 
 Of each part one run: the same random weights (saved as a Hugging Face folder and converted by each), the same prompts,
 the same number of tokens out, greedy; the contenders take turns and the best round of each counts. Needs the extra
-`bench`. Parts are kept in results/decode.jsonl, the page is results/decode.md: the latest of each on each processor.
-The page of the part gpu is results/decode-gpu.md.
+`bench`. Each part is printed when it is measured. Parts are kept in results/decode.jsonl, the page is
+results/decode.md: the latest of each on each processor. The page of the part gpu is results/decode-gpu.md.
 """
 
 from __future__ import annotations
@@ -48,27 +48,27 @@ SHAPES = {"7m": {"width": 256, "layers": 8, "heads": 8, "gated": 704, "vocabular
           "100m": {"width": 768, "layers": 12, "heads": 12, "gated": 2048, "vocabulary": 20_000}}
 
 
-def make(name: str, folder: Path) -> Any:
+def make_model(name: str, folder: Path) -> Any:
     """A transformers model with random weights, saved with a tokenizer of as many words."""
     import transformers
     from tokenizers import Tokenizer, models
 
     family, size = name.split("-")
-    s = SHAPES[size]
+    shape = SHAPES[size]
     torch.manual_seed(0)
-    common = {"vocab_size": s["vocabulary"], "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.06}
+    common = {"vocab_size": shape["vocabulary"], "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.06}
     if family == "gpt2":
-        config = transformers.GPT2Config(n_embd=s["width"], n_layer=s["layers"], n_head=s["heads"], n_positions=2048,
-                                         **common)
+        config = transformers.GPT2Config(n_embd=shape["width"], n_layer=shape["layers"], n_head=shape["heads"],
+                                         n_positions=2048, **common)
         model = transformers.GPT2LMHeadModel(config)
     else:
-        config = transformers.LlamaConfig(hidden_size=s["width"], intermediate_size=s["gated"],
-                                          num_hidden_layers=s["layers"], num_attention_heads=s["heads"],
-                                          num_key_value_heads=s["heads"], tie_word_embeddings=True,
+        config = transformers.LlamaConfig(hidden_size=shape["width"], intermediate_size=shape["gated"],
+                                          num_hidden_layers=shape["layers"], num_attention_heads=shape["heads"],
+                                          num_key_value_heads=shape["heads"], tie_word_embeddings=True,
                                           max_position_embeddings=2048, **common)
         model = transformers.LlamaForCausalLM(config)
     model.eval().save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(s["vocabulary"])}, unk_token="t0"))
+    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(shape["vocabulary"])}, unk_token="t0"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, bos_token="t0", eos_token="t1",
                                          unk_token="t0").save_pretrained(folder)
     return model
@@ -77,11 +77,11 @@ def make(name: str, folder: Path) -> Any:
 Run = Callable[[list[list[int]], int], list[list[int]]]  # prompts, a number of tokens -> the tokens
 
 
-def ours(model: Any) -> Run:
+def segue_run(model: Any) -> Run:
     return lambda prompts, n: [c.tokens for c in generate(model, prompts, n, decoder="greedy")]
 
 
-def theirs(peer: Any, **options: Any) -> Run:
+def transformers_run(peer: Any, **options: Any) -> Run:
     def run(prompts: list[list[int]], n: int) -> list[list[int]]:
         with torch.inference_mode():
             ids = torch.tensor(prompts, device=peer.device)
@@ -96,7 +96,7 @@ def contenders(name: str, folder: Path, threads: int) -> tuple[Stack, dict[str, 
     """The native model, and who decodes it, by name."""
     import ctranslate2
 
-    peer = make(name, folder)
+    peer = make_model(name, folder)
     stack, _ = from_huggingface(folder)
     stack.eval()
 
@@ -115,10 +115,10 @@ def contenders(name: str, folder: Path, threads: int) -> tuple[Stack, dict[str, 
 
         return run
 
-    return stack, {"segue float32": ours(compile_model(stack, "float32", threads)),
-                   "segue int8": ours(compile_model(stack, "int8", threads)),
-                   "eager torch": ours(stack),
-                   "transformers": theirs(peer),
+    return stack, {"segue float32": segue_run(compile_model(stack, "float32", threads)),
+                   "segue int8": segue_run(compile_model(stack, "int8", threads)),
+                   "eager torch": segue_run(stack),
+                   "transformers": transformers_run(peer),
                    "ctranslate2 float32": ctranslate("float32"),
                    "ctranslate2 int8": ctranslate("int8")}
 
@@ -132,20 +132,20 @@ def speeds(runs: dict[str, Run], batch: int, tokens: int, rounds: int, vocabular
     draw = np.random.default_rng(0)
     prompts = draw.integers(2, vocabulary, (batch, PROMPT)).tolist()
     best: dict[str, float] = {name: 0.0 for name in runs}
-    said: dict[str, list[list[int]]] = {}
+    outputs: dict[str, list[list[int]]] = {}
     for run in runs.values():  # warm up: caches, threads, lazily compiled code
         run(prompts, 4)
     for _ in range(rounds):
         for name, run in runs.items():
             start = time.perf_counter()
-            said[name] = run(prompts, tokens)
+            outputs[name] = run(prompts, tokens)
             best[name] = max(best[name], batch * tokens / (time.perf_counter() - start))
-    truth = np.array(said["transformers"])
-    same = {}
-    for name, answer in said.items():
-        assert all(len(row) == tokens for row in answer), f"{name} stopped early"
-        same[name] = float((np.array(answer) == truth).mean())
-    return best, same
+    reference = np.array(outputs["transformers"])
+    agreement = {}
+    for name, output in outputs.items():
+        assert all(len(row) == tokens for row in output), f"{name} stopped early"
+        agreement[name] = float((np.array(output) == reference).mean())
+    return best, agreement
 
 
 def bandwidth(size: int, threads: int) -> float:
@@ -231,30 +231,31 @@ def measure_shape(name: str, threads: int, tokens: int, rounds: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         stack, runs = contenders(name, Path(folder), threads)
     for batch in (1, 8):
-        best, same = speeds(runs, batch, tokens, rounds, size["vocabulary"])
+        best, agreement = speeds(runs, batch, tokens, rounds, size["vocabulary"])
         single = single or best
         for run, speed in best.items():
             rows.append([f"{run}, batch {batch}", f"{speed:,.0f}", f"{speed / best['transformers']:.2f}",
                          f"{speed / best['ctranslate2 int8' if 'int8' in run else 'ctranslate2 float32']:.2f}",
-                         f"{same[run]:.0%}"])
+                         f"{agreement[run]:.0%}"])
     exact, rounded = compile_model(stack, "float32", threads), compile_model(stack, "int8", threads)
-    moved = bandwidth(exact.program.weight_bytes, threads)
-    floor = exact.program.weight_bytes / moved
-    one, eight = step_time(exact, 1), step_time(exact, 8)
-    one8, eight8 = step_time(rounded, 1), step_time(rounded, 8)
-    sums = 8 * exact.program.weight_bytes / 4 / peak("cpu", time.perf_counter)
-    loss, agree = int8_loss(exact, rounded)
-    long, long_torch = prefill_speed(exact, 512), prefill_speed(stack, 512)
+    bytes_per_second = bandwidth(exact.program.weight_bytes, threads)
+    floor = exact.program.weight_bytes / bytes_per_second
+    time_1, time_8 = step_time(exact, 1), step_time(exact, 8)
+    int8_time_1, int8_time_8 = step_time(rounded, 1), step_time(rounded, 8)
+    products = 8 * exact.program.weight_bytes / 4 / peak("cpu", time.perf_counter)
+    loss, top_agreement = int8_loss(exact, rounded)
+    prompt_speed, torch_prompt_speed = prefill_speed(exact, 512), prefill_speed(stack, 512)
     speed = single["segue float32"]
     notes = [
-        f"- floor: {exact.program.weight_bytes / 1e6:.0f} MB of weights at {moved / 1e9:.1f} GB/s (row-parallel "
-        f"matrix-vector product) allow {1 / floor:,.0f} tokens/s; reached {speed:,.0f}, {speed * floor:.0%}",
-        f"- 8 tokens at once cost {eight / one:.2f} times one token ({eight * 1e3:.2f} ms, {one * 1e3:.2f} ms; their "
-        f"multiply-adds alone would {sums / one:.2f} times, at the speed of a large matrix product); int8 "
-        f"{eight8 / one8:.2f} times ({eight8 * 1e3:.2f} ms, {one8 * 1e3:.2f} ms)",
+        f"- floor: {exact.program.weight_bytes / 1e6:.0f} MB of weights at {bytes_per_second / 1e9:.1f} GB/s "
+        f"(row-parallel matrix-vector product) allow {1 / floor:,.0f} tokens/s; reached "
+        f"{speed:,.0f}, {speed * floor:.0%}",
+        f"- 8 tokens at once cost {time_8 / time_1:.2f} times one token ({time_8 * 1e3:.2f} ms, {time_1 * 1e3:.2f} ms; "
+        f"their multiply-adds alone would {products / time_1:.2f} times, at the speed of a large matrix product); int8 "
+        f"{int8_time_8 / int8_time_1:.2f} times ({int8_time_8 * 1e3:.2f} ms, {int8_time_1 * 1e3:.2f} ms)",
         f"- int8 against our float32: {single['segue int8'] / speed:.2f} times as fast; its loss, at random weights: "
-        f"{loss:.2g} bits per token (KL), the same first choice in {agree:.1%}",
-        f"- a prompt of 512 tokens: {long:,.0f} tokens/s, plain torch {long_torch:,.0f}",
+        f"{loss:.2g} bits per token (KL), the same first choice in {top_agreement:.1%}",
+        f"- a prompt of 512 tokens: {prompt_speed:,.0f} tokens/s, plain torch {torch_prompt_speed:,.0f}",
     ]
     head = ["", "tokens/s", "times transformers", "times ctranslate2", "same tokens"]
     return (f"### {name}: {sum(p.numel() for p in stack.parameters()) / 1e6:.1f}M parameters\n\n" + table(head, rows)
@@ -298,10 +299,10 @@ def measure_floors(threads: int, tokens: int, rounds: int) -> str:
             except SegueError:
                 break
             size = model.program.step_bytes(CONTEXT)
-            floor, one, eight = (min(times) for times in zip(*((
+            floor, time_1, time_8 = (min(times) for times in zip(*((
                 size / bandwidth(size, threads), *(step_time(model, nodes, repeats=20, best=True) for nodes in (1, 8))
             ) for _ in range(rounds))))
-            row += [f"{size / 1e6:.0f} MB", f"{floor / one:.0%}", f"{eight / one:.2f}"]
+            row += [f"{size / 1e6:.0f} MB", f"{floor / time_1:.0%}", f"{time_8 / time_1:.2f}"]
         else:
             rows.append(row)
     head = ["mixer", "weights and state", "of what the memory allows", "8 tokens cost, times one", "with int8 weights",
@@ -313,11 +314,11 @@ def measure_floors(threads: int, tokens: int, rounds: int) -> str:
 
 def measure_drafts(threads: int, tokens: int, rounds: int) -> str:
     """What drafts gain on a model that has learned something, and what int8 weights lose there."""
-    learn, held = standard_library()
-    fitted = segue.fit(segue.read(*map(str, learn), kind="code"), minutes=1.0, mix=False, quiet=True)
+    train, test = standard_library()
+    fitted = segue.fit(segue.read(*map(str, train), kind="code"), minutes=1.0, mix=False, quiet=True)
     stack, rows, answers = fitted.model.eval(), [], {}
     assert isinstance(stack, Stack)
-    store = segue.read(*map(str, held), kind="code").encode(fitted.codec)
+    store = segue.read(*map(str, test), kind="code").encode(fitted.codec)
     prompts = [prompt for prompt in (store[i].ids[:256].tolist() for i in range(len(store))) if len(prompt) == 256]
     for weights in ("float32", "int8"):
         model = compile_model(stack, weights, threads)
@@ -325,16 +326,17 @@ def measure_drafts(threads: int, tokens: int, rounds: int) -> str:
             for draft in ("none", "lookup", "trie", "both"):
                 best = 0.0
                 for _ in range(rounds):
-                    found = [generate(model, [prompt], 2 * tokens, decoder=decoder, draft=draft, seed=0)[0]
-                             for prompt in prompts[:8]]
-                    best = max(best, sum(len(a.tokens) for a in found) / sum(a.seconds["total"] for a in found))
-                answers[weights, decoder, draft] = [a.tokens for a in found]
-                same = sum(a == b for x, y in zip(answers[weights, decoder, draft], answers[weights, decoder, "none"])
-                           for a, b in zip(x, y)) / sum(len(x) for x in answers[weights, decoder, "none"])
-                per_pass = sum(len(a.tokens) for a in found) / sum(a.passes for a in found)
-                rows.append([f"{weights}, {decoder}", draft, f"{best:,.0f}", f"{per_pass:.2f}", f"{same:.1%}"])
-    some = segue.read(*map(str, held[:8]), kind="code")
-    exact, rounded = (fitted.evaluate(some, weights).bits_per_unit for weights in ("float32", "int8"))
+                    results = [generate(model, [prompt], 2 * tokens, decoder=decoder, draft=draft, seed=0)[0]
+                               for prompt in prompts[:8]]
+                    best = max(best, sum(len(a.tokens) for a in results) / sum(a.seconds["total"] for a in results))
+                answers[weights, decoder, draft] = [a.tokens for a in results]
+                agreement = sum(a == b for x, y in zip(answers[weights, decoder, draft],
+                                                       answers[weights, decoder, "none"])
+                                for a, b in zip(x, y)) / sum(len(x) for x in answers[weights, decoder, "none"])
+                per_pass = sum(len(a.tokens) for a in results) / sum(a.passes for a in results)
+                rows.append([f"{weights}, {decoder}", draft, f"{best:,.0f}", f"{per_pass:.2f}", f"{agreement:.1%}"])
+    test_data = segue.read(*map(str, test[:8]), kind="code")
+    exact, rounded = (fitted.evaluate(test_data, weights).bits_per_unit for weights in ("float32", "int8"))
     head = ["", "draft", "tokens/s", "tokens a pass", "same tokens as without"]
     return ("### Drafts, on a model of source code that trained for a minute\n\n" + table(head, rows)
             + f"\n\n- int8 weights: {rounded:.4f} bits per byte on held-out source, float32 {exact:.4f}")
@@ -346,15 +348,16 @@ def measure_gpu(threads: int, tokens: int, rounds: int) -> str:
     for name in ("llama-7m", "llama-100m", "gpt2-100m"):
         for precision in (torch.float32, torch.bfloat16):
             with tempfile.TemporaryDirectory() as folder:
-                peer = make(name, Path(folder)).to("cuda", precision)
+                peer = make_model(name, Path(folder)).to("cuda", precision)
                 stack = from_huggingface(Path(folder))[0].eval().to("cuda", precision)
-            runs = {"segue": ours(Recorded(stack)), "segue, operation by operation": ours(stack),
-                    "transformers": theirs(peer)}
+            runs = {"segue": segue_run(Recorded(stack)), "segue, operation by operation": segue_run(stack),
+                    "transformers": transformers_run(peer)}
             for batch in (1, 8):
-                best, same = speeds(runs, batch, tokens, rounds, SHAPES[name.split("-")[1]]["vocabulary"])
+                best, agreement = speeds(runs, batch, tokens, rounds, SHAPES[name.split("-")[1]]["vocabulary"])
                 print(name, precision, batch, best, flush=True)
                 rows += [[f"{name}, {str(precision).removeprefix('torch.')}, batch {batch}", run, f"{speed:,.0f}",
-                          f"{speed / best['transformers']:.2f}", f"{same[run]:.0%}"] for run, speed in best.items()]
+                          f"{speed / best['transformers']:.2f}", f"{agreement[run]:.0%}"]
+                         for run, speed in best.items()]
     text = table(["", "", "tokens/s", "times transformers", "same tokens"], rows)
     lines = []
     for name in (*MIXERS, "mamba+attention"):
@@ -365,11 +368,11 @@ def measure_gpu(threads: int, tokens: int, rounds: int) -> str:
         except SegueError:  # not causal
             continue
         model = Recorded(stack)
-        best, _ = speeds({"graph": ours(model), "transformers": ours(stack)}, 1, tokens, rounds, 2000)
+        best, _ = speeds({"graph": segue_run(model), "transformers": segue_run(stack)}, 1, tokens, rounds, 2000)
         print(name, best, model.failure or "", flush=True)
         graph, plain = best["graph"], best["transformers"]
-        told = [f"{graph:,.0f}", f"{graph / plain:.1f}"] if model.recordings else ["-", "not recorded"]
-        lines.append([name, told[0], f"{plain:,.0f}", told[1]])
+        cells = [f"{graph:,.0f}", f"{graph / plain:.1f}"] if model.recordings else ["-", "not recorded"]
+        lines.append([name, cells[0], f"{plain:,.0f}", cells[1]])
     return (f"On {torch.cuda.get_device_name()}.\n\n{text}\n\n"
             "### Every mixer: width 256, 8 layers, batch 1, float32\n\n"
             + table(["mixer", "as a graph, tokens/s", "operation by operation", "times that"], lines))
@@ -397,11 +400,11 @@ transformers; in bfloat16 a rounding that tips a tie changes all that follows it
 def page(title: str, rows: list[dict[str, str]]) -> str:
     """The latest of each part on each processor."""
     latest = {(row["machine"].partition(",")[0], row["part"]): row for row in rows}
-    text, seen = title.format(prompt=PROMPT), ""
+    text, heading = title.format(prompt=PROMPT), ""
     for _, part in sorted(latest.items(), key=lambda pair: pair[0][0]):
-        if part["machine"] != seen:
-            seen = part["machine"]
-            text += f"\nOn {seen}.\n"
+        if part["machine"] != heading:
+            heading = part["machine"]
+            text += f"\nOn {heading}.\n"
         text += f"\n{part['text']}\n"
     return text
 
@@ -428,8 +431,8 @@ def main() -> None:
             handle.write(json.dumps({"part": name, "machine": machine(threads), "text": text}) + "\n")
     rows = [json.loads(line) for line in (HERE / "decode.jsonl").read_text().splitlines()]
     (HERE / "decode.md").write_text(page(PAGE, [row for row in rows if row["part"] != "gpu"]))
-    if there := [row for row in rows if row["part"] == "gpu"]:
-        (HERE / "decode-gpu.md").write_text(page(GPU_PAGE, there))
+    if gpu_rows := [row for row in rows if row["part"] == "gpu"]:
+        (HERE / "decode-gpu.md").write_text(page(GPU_PAGE, gpu_rows))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from decode import HERE, PROMPT, SHAPES, machine, make, table
+from decode import HERE, PROMPT, SHAPES, machine, make_model, table
 
 import segue
 from segue.decoding import Continuation, generate
@@ -40,7 +40,7 @@ from segue.decoding.draft import CachedBlockDraft, Drafter, SourceCopy, TrieDraf
 from segue.decoding.draft.heads import HeadsDraft
 from segue.decoding.generate import make_cost
 from segue.demo import standard_library
-from segue.models import Stack, StackConfig
+from segue.models import Decodable, Stack, StackConfig
 from segue.models.compiled import compile_model
 from segue.models.heads import DraftHeads
 from segue.models.huggingface import from_huggingface
@@ -64,27 +64,27 @@ BEAM = {"num_beams": 4}
 DIVERSE = {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}
 
 
-def searches(size: str, threads: int, tokens: int, rounds: int) -> str:
-    """The decoders that transformers or ctranslate2 have too, on a Llama shape with random weights."""
+Decode = Callable[[list[int]], list[int]]  # the tokens of a prompt -> those of the answer
+
+
+def search_contenders(size: str, threads: int, tokens: int) -> dict[str, dict[str, Decode]]:
+    """By search, by name: ours, and those that transformers or ctranslate2 have too, on the same random weights."""
     import ctranslate2
 
-    name = f"llama-{size}"
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        peer = make(name, folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        peer = make_model(f"llama-{size}", folder)
         stack, _ = from_huggingface(folder)
         converted = str(folder / "ctranslate2")
         ctranslate2.converters.TransformersConverter(str(folder)).convert(converted)
-        other = ctranslate2.Generator(converted, device="cpu", compute_type="float32", inter_threads=1,
-                                      intra_threads=threads)
+        generator = ctranslate2.Generator(converted, device="cpu", compute_type="float32", inter_threads=1,
+                                          intra_threads=threads)
     model = compile_model(stack.eval(), "float32", threads)
-    draw = np.random.default_rng(0)
-    prompts = draw.integers(2, SHAPES[size]["vocabulary"], (2, PROMPT)).tolist()
 
-    def ours(**options: Any) -> Callable[[list[int]], list[int]]:
+    def segue_run(**options: Any) -> Decode:
         return lambda prompt: generate(model, [prompt], tokens, **options)[0].tokens
 
-    def theirs(**options: Any) -> Callable[[list[int]], list[int]]:
+    def transformers_run(**options: Any) -> Decode:
         def run(prompt: list[int]) -> list[int]:
             ids = torch.tensor([prompt])
             with torch.inference_mode():
@@ -93,44 +93,59 @@ def searches(size: str, threads: int, tokens: int, rounds: int) -> str:
                                      **options)[0, len(prompt) :].tolist()
         return run
 
-    def converted_run(beams: int) -> Callable[[list[int]], list[int]]:
-        return lambda prompt: other.generate_batch([[f"t{token}" for token in prompt]], max_length=tokens,
-                                                   min_length=tokens, beam_size=beams, sampling_topk=1,
-                                                   include_prompt_in_result=False)[0].sequences_ids[0]
+    def ctranslate2_run(beams: int) -> Decode:
+        return lambda prompt: generator.generate_batch([[f"t{token}" for token in prompt]], max_length=tokens,
+                                                       min_length=tokens, beam_size=beams, sampling_topk=1,
+                                                       include_prompt_in_result=False)[0].sequences_ids[0]
 
-    runs: dict[str, dict[str, Callable[[list[int]], list[int]]]] = {
-        "greedy": {"segue": ours(decoder="greedy"), "transformers": theirs(), "ctranslate2": converted_run(1)},
-        "beam, 4": {"segue": ours(decoder="beam", **BEAM), "transformers": theirs(**BEAM),
-                    "ctranslate2": converted_run(4)},
-        "diverse beam, 4 in 2 groups": {"segue": ours(decoder="diverse-beam", **DIVERSE),
-                                        "transformers": theirs(**DIVERSE)},
-        "greedy, prompt lookup": {"segue": ours(decoder="greedy", draft="lookup"),
-                                  "transformers": theirs(prompt_lookup_num_tokens=10)},
-        "greedy, trie": {"segue": ours(decoder="greedy", draft="trie")},
+    return {
+        "greedy": {"segue": segue_run(decoder="greedy"), "transformers": transformers_run(),
+                   "ctranslate2": ctranslate2_run(1)},
+        "beam, 4": {"segue": segue_run(decoder="beam", **BEAM), "transformers": transformers_run(**BEAM),
+                    "ctranslate2": ctranslate2_run(4)},
+        "diverse beam, 4 in 2 groups": {"segue": segue_run(decoder="diverse-beam", **DIVERSE),
+                                        "transformers": transformers_run(**DIVERSE)},
+        "greedy, prompt lookup": {"segue": segue_run(decoder="greedy", draft="lookup"),
+                                  "transformers": transformers_run(prompt_lookup_num_tokens=10)},
+        "greedy, trie": {"segue": segue_run(decoder="greedy", draft="trie")},
     }
+
+
+def race(contenders: dict[str, Decode], prompts: list[list[int]],
+         rounds: int) -> tuple[dict[str, float], dict[str, list[list[int]]], dict[str, str]]:
+    """By contender: tokens per second in its best round, its answers, and the error of one that failed."""
+    speeds: dict[str, float] = {}
+    outputs: dict[str, list[list[int]]] = {}
+    failures: dict[str, str] = {}
+    for round_index in range(rounds + 1):  # the first warms up
+        for name, run in contenders.items():
+            if name in failures:
+                continue
+            start = time.perf_counter()
+            try:
+                outputs[name] = [run(prompt) for prompt in prompts]
+            except Exception as error:  # a peer without this decoder
+                failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"
+                continue
+            speed = sum(map(len, outputs[name])) / (time.perf_counter() - start)
+            speeds[name] = max(speeds.get(name, 0.0), speed if round_index else 0.0)
+    return speeds, outputs, failures
+
+
+def measure_searches(size: str, threads: int, tokens: int, rounds: int) -> str:
+    """The decoders that transformers or ctranslate2 have too, on a Llama shape with random weights."""
+    contenders_of = search_contenders(size, threads, tokens)
+    prompts = np.random.default_rng(0).integers(2, SHAPES[size]["vocabulary"], (2, PROMPT)).tolist()
     rows = []
-    for what, contenders in runs.items():
-        best: dict[str, float] = {}
-        said: dict[str, list[list[int]]] = {}
-        failed: dict[str, str] = {}
-        for turn in range(rounds + 1):  # the first warms up
-            for who, run in contenders.items():
-                if who in failed:
-                    continue
-                start = time.perf_counter()
-                try:
-                    said[who] = [run(prompt) for prompt in prompts]
-                except Exception as error:  # a peer without this decoder
-                    failed[who] = f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"
-                    continue
-                speed = sum(map(len, said[who])) / (time.perf_counter() - start)
-                best[who] = max(best.get(who, 0.0), speed if turn else 0.0)
-        mine = best["segue"]
-        ratios = [f"{mine / best[who]:.2f}" if who in best else "-" for who in ("transformers", "ctranslate2")]
-        truth = said.get("transformers", said["segue"])
-        same = np.mean([a == b for x, y in zip(said["segue"], truth) for a, b in zip(x, y)])
-        rows.append([what, f"{mine:,.0f}", *ratios, f"{same:.0%}" if "transformers" in said else "-",
-                     "; ".join(f"{who}: {why}" for who, why in failed.items())])
+    for search, contenders in contenders_of.items():
+        speeds, outputs, failures = race(contenders, prompts, rounds)
+        ratios = [f"{speeds['segue'] / speeds[peer]:.2f}" if peer in speeds else "-"
+                  for peer in ("transformers", "ctranslate2")]
+        reference = outputs.get("transformers", outputs["segue"])
+        agreement = np.mean([a == b for x, y in zip(outputs["segue"], reference) for a, b in zip(x, y)])
+        rows.append([search, f"{speeds['segue']:,.0f}", *ratios,
+                     f"{agreement:.0%}" if "transformers" in outputs else "-",
+                     "; ".join(f"{name}: {reason}" for name, reason in failures.items())])
     head = ["", "tokens/s", "times transformers", "times ctranslate2", "same tokens as transformers", ""]
     return (f"### Searches, Llama shape, {size}, batch 1, {tokens} tokens, float32\n\n" + table(head, rows)
             + f"\n\nBest of {rounds} rounds.")
@@ -139,7 +154,7 @@ def searches(size: str, threads: int, tokens: int, rounds: int) -> str:
 WIDTH, DEPTH, SHALLOW = 512, 8, 2
 
 
-def learned(mixer: str, minutes: float, models: Path) -> Fitted:
+def trained_model(mixer: str, minutes: float, models: Path) -> Fitted:
     """A model of bytes, 26M of attention, that learned the standard library's source: first as two layers, which learn
     four times as much text in their time, then as eight. One that was made before is used; killed, this goes on."""
     folder, deep = models / mixer, models / f"{mixer}-deep"
@@ -163,44 +178,44 @@ def learned(mixer: str, minutes: float, models: Path) -> Fitted:
     return segue.load(folder)
 
 
-def always(value: Any) -> Callable[[], Any]:
+def constant(value: Any) -> Callable[[], Any]:
     return lambda: value
 
 
-def heads(mixer: str, threads: int, tokens: int, minutes: float, head_minutes: float, models: Path) -> str:
+def measure_heads(mixer: str, threads: int, tokens: int, minutes: float, head_minutes: float, models: Path) -> str:
     """Medusa, Hydra and Hydra++ heads on a model that learned source code, on held-out code and prose."""
-    fitted, folder = learned(mixer, minutes, models), models / mixer
+    fitted, folder = trained_model(mixer, minutes, models), models / mixer
     train = segue.read(*map(str, standard_library()[0]), kind="code").encode(fitted.codec)
     stack = fitted.model.eval()
     assert isinstance(stack, Stack)
     model = compile_model(stack, "float32", threads)
-    makers: dict[str, Callable[[], Any]] = {name: always(name) for name in ("none", "lookup", "both")}
+    makers: dict[str, Callable[[], Any]] = {name: constant(name) for name in ("none", "lookup", "both")}
     notes, readings = [], None
     for sort, shape in HEAD_SORTS.items():
-        kept, note = folder / f"{sort}.safetensors", folder / f"{sort}.txt"
-        if not note.exists():
+        weights_file, note_file = folder / f"{sort}.safetensors", folder / f"{sort}.txt"
+        if not note_file.exists():
             readings = readings or HeadsTrainingData(fitted, model, train, 60 * head_minutes)
             torch.manual_seed(0)
-            trained = DraftHeads.for_base(stack, **shape, attention_heads=choose_heads(WIDTH))
-            done = train_heads(trained, fitted, readings, 60 * head_minutes, None, 0, True)
-            asks = sample_prompts(train, 16)
-            hits, asked = count_hits(trained, stack, model, asks, tokens)
-            drafter = choose_tree(trained, hits / np.maximum(asked, 1)[:, None], model, asks[-1], 32)
-            drafter.save(kept)
-            note.write_text(f"{sort}: {done['parameters'] / 1e6:.1f}M parameters, {done['steps']} steps on "
-                            f"{readings.data.count:,} tokens, a tree of {drafter.nodes} nodes")
-        drafter = HeadsDraft.load(kept, stack)
-        makers[sort] = always(drafter)
-        notes.append(note.read_text())
+            draft_heads = DraftHeads.for_base(stack, **shape, attention_heads=choose_heads(WIDTH))
+            training = train_heads(draft_heads, fitted, readings, 60 * head_minutes, None, 0, True)
+            tree_prompts = sample_prompts(train, 16)
+            hits, trials = count_hits(draft_heads, stack, model, tree_prompts, tokens)
+            drafter = choose_tree(draft_heads, hits / np.maximum(trials, 1)[:, None], model, tree_prompts[-1], 32)
+            drafter.save(weights_file)
+            note_file.write_text(f"{sort}: {training['parameters'] / 1e6:.1f}M parameters, {training['steps']} steps "
+                                 f"on {readings.data.count:,} tokens, a tree of {drafter.nodes} nodes")
+        drafter = HeadsDraft.load(weights_file, stack)
+        makers[sort] = constant(drafter)
+        notes.append(note_file.read_text())
     code = sample_prompts(segue.read(*map(str, standard_library()[1]), kind="code").encode(fitted.codec), 16)
     prose = sample_prompts(segue.read(str(prose_file(models)), kind="text").encode(fitted.codec), 16)
     rows = []
-    for where, prompts in (("code", code), ("prose", prose)):
-        for way in DECODING_SETTINGS:
-            measured = measure_drafters(model, makers, prompts, tokens, float("inf"), [way])
+    for corpus, prompts in (("code", code), ("prose", prose)):
+        for settings in DECODING_SETTINGS:
+            measured = measure_drafters(model, makers, prompts, tokens, float("inf"), [settings])
             plain, medusa = measured["none"], measured["medusa"]
             for name, row in measured.items():
-                rows.append([f"{where}, {way['decoder']}, {name}", f"{row.tokens_per_pass:.2f}",
+                rows.append([f"{corpus}, {settings['decoder']}, {name}", f"{row.tokens_per_pass:.2f}",
                              f"{row.tokens_per_pass / medusa.tokens_per_pass:.2f}", f"{row.tokens_per_second:,.0f}",
                              f"{row.tokens_per_second / plain.tokens_per_second:.2f}", f"{row.same} of {row.texts}"])
     size = sum(parameter.numel() for parameter in fitted.model.parameters()) / 1e6
@@ -235,7 +250,7 @@ def sentences(data: Path, part: str) -> dict[str, list[str]]:
                    if 30 < len(line) < 160] for name, file in files.items()}
 
 
-def misspelt(text: str, rate: float, random: np.random.Generator) -> str:
+def misspell(text: str, rate: float, random: np.random.Generator) -> str:
     """Of each word of three letters or more, with chance `rate`, two letters are exchanged, or one is dropped, doubled
     or another one."""
     def change(match: re.Match[str]) -> str:
@@ -247,53 +262,81 @@ def misspelt(text: str, rate: float, random: np.random.Generator) -> str:
     return re.sub(r"[A-Za-z]{3,}", change, text)
 
 
-def lessons(texts: list[str], rows: int, step: int) -> Batch:
+def misspelt_batch(texts: list[str], rows: int, step: int) -> Batch:
     """Misspelt sentences of about one length, and how they are spelt."""
     random = np.random.default_rng([0, step])
     first = int(random.integers(0, len(texts) - rows))
-    return prompted(Batch.pairs([([*misspelt(text, 0.08, random).encode()], [*text.encode(), END])
-                                 for text in texts[first : first + rows]], BEGIN))
+    return with_prompt_mask(Batch.pairs([([*misspell(text, 0.08, random).encode()], [*text.encode(), END])
+                                         for text in texts[first : first + rows]], BEGIN))
 
 
-def prompted(batch: Batch) -> Batch:
+def with_prompt_mask(batch: Batch) -> Batch:
     """The source and what begins the answer are the prompt, which is read both ways."""
     return replace(batch, starts=None, prompt=(batch.tokens == BEGIN).cumsum(1).cumsum(1) <= 1)
 
 
-def speller(vocabulary: int, width: int, layers: int) -> Stack:
+def build_speller(vocabulary: int, width: int, layers: int) -> Stack:
     """Positions begin again behind the prompt, so that letters and their copies stand at the same ones."""
     torch.manual_seed(0)
     options = {"heads": width // 64, "partial": False, "qkv_bias": True}
     return Stack(StackConfig(vocabulary, width, ["palm"] * layers, {"palm": options}, embed_norm=True))
 
 
-def spellers(data: Path, models: Path, steps: int) -> tuple[Stack, Stack]:
+def trained_spellers(data: Path, models: Path, steps: int) -> tuple[Stack, Stack]:
     """A model that corrects (29M parameters), and one that drafts blocks for it (1.6M)."""
     from safetensors.torch import load_model, save_model
 
     texts = sorted((text for part in sentences(data, "train").values() for text in part), key=len)
-    draw = partial(lessons, texts, 16)
+    draw = partial(misspelt_batch, texts, 16)
     masked = masked_blocks(draw, BLOCK, MASK, 3 * steps)
-    writer, blocks = speller(BEGIN + 1, 768, 4), speller(MASK + 1, 256, 2)
+    writer, blocks = build_speller(BEGIN + 1, 768, 4), build_speller(MASK + 1, 256, 2)
     models.mkdir(parents=True, exist_ok=True)
     for name, model, batches, count, objective in (
             ("writer", writer, draw, steps, NextElement()),
-            ("blocks", blocks, lambda step: prompted(masked(step)), 3 * steps, MaskedElements(0.1))):
-        kept = models / f"{name}-{count}.safetensors"
-        if not kept.exists():
+            ("blocks", blocks, lambda step: with_prompt_mask(masked(step)), 3 * steps, MaskedElements(0.1))):
+        file = models / f"{name}-{count}.safetensors"
+        if not file.exists():
             start = time.perf_counter()
             learn(model, batches, count, rate=0.01, muon=True, precision="bfloat16", objective=objective)
-            save_model(model, str(kept))
+            save_model(model, str(file))
             print(f"{name} learned for {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
-        load_model(model, kept)
+        load_model(model, file)
     return writer.eval(), blocks.eval()
 
 
-def edits(threads: int, rounds: int, count: int, steps: int, data: Path, models: Path) -> str:
+Draft = tuple[Callable[[], Drafter] | None, str]  # what makes a drafter, and the name of its acceptor
+
+
+def best_answers(model: Decodable, drafts: dict[str, Draft], prompts: list[list[int]],
+                 rounds: int) -> dict[str, tuple[float, list[Continuation]]]:
+    """By draft: the answers, and the seconds of its best round without the reading of the prompts."""
+    best: dict[str, tuple[float, list[Continuation]]] = {}
+    # A drafter and what was measured of it are kept from text to text and from round to round.
+    drafters = {name: (None if make is None else make(), acceptor) for name, (make, acceptor) in drafts.items()}
+    costs = {name: make_cost(drafter) for name, (drafter, _) in drafters.items()}
+    for _ in range(rounds):
+        for name, (drafter, acceptor) in drafters.items():
+            if isinstance(drafter, TrieDraft):  # not of answers to these very prompts
+                drafter.answers = TrieDraft(query=4).answers
+            answers = generate(model, prompts, 200, draft=drafter, acceptor=acceptor, eos=END, batch=1,
+                               cost=costs[name])
+            seconds = sum(answer.seconds["total"] - answer.seconds["prefill"] for answer in answers)
+            if name not in best or seconds < best[name][0]:
+                best[name] = seconds, answers
+    return best
+
+
+def similarity(answers: list[list[int]], targets: list[str]) -> float:
+    """Mean ratio of equal letters, as difflib has it."""
+    return float(np.mean([SequenceMatcher(None, answer, list(text.encode()), False).ratio()
+                          for answer, text in zip(answers, targets)]))
+
+
+def measure_edits(threads: int, rounds: int, count: int, steps: int, data: Path, models: Path) -> str:
     """Greedy corrections of held-out sentences without drafts and with: all take turns, the best round counts."""
-    stack, small = spellers(data, models, steps)
-    model, blocks = (compile_model(each, "float32", threads) for each in (stack, small))
-    drafts: dict[str, tuple[Callable[[], Drafter] | None, str]] = {
+    stack, small = trained_spellers(data, models, steps)
+    model, blocks = (compile_model(network, "float32", threads) for network in (stack, small))
+    drafts: dict[str, Draft] = {
         "none": (None, "walk"),
         "source (IAD)": (partial(SourceCopy, BEGIN), "walk"),
         "source as published": (partial(SourceCopy, BEGIN, reach=0), "walk"),
@@ -301,37 +344,21 @@ def edits(threads: int, rounds: int, count: int, steps: int, data: Path, models:
         "block (GAD)": (partial(CachedBlockDraft, blocks, BLOCK), "walk"),
         "block (GAD++)": (partial(CachedBlockDraft, blocks, BLOCK), "near-best")}
     rows = []
-    for name, texts in sentences(data, "test").items():
+    for corpus, texts in sentences(data, "test").items():
         for rate in (0.05, 0.1):
             random = np.random.default_rng(1)
-            chosen = [texts[i] for i in random.permutation(len(texts))[:count]]
-            prompts = [[*misspelt(text, rate, random).encode(), BEGIN] for text in chosen]
-            best: dict[str, tuple[float, list[Continuation]]] = {}
-            # A drafter and what was measured of it are kept from text to text and from round to round.
-            kept = {who: (None if make is None else make(), acceptor) for who, (make, acceptor) in drafts.items()}
-            costs = {who: make_cost(drafter) for who, (drafter, _) in kept.items()}
-            for _ in range(rounds):
-                for who, (drafter, acceptor) in kept.items():
-                    if isinstance(drafter, TrieDraft):  # not of answers to these very prompts
-                        drafter.answers = TrieDraft(query=4).answers
-                    answers = generate(model, prompts, 200, draft=drafter, acceptor=acceptor, eos=END, batch=1,
-                                       cost=costs[who])
-                    spent = sum(answer.seconds["total"] - answer.seconds["prefill"] for answer in answers)
-                    if who not in best or spent < best[who][0]:
-                        best[who] = spent, answers
-            plain, truth = best["none"]
-
-            def right(answers: list[list[int]], chosen: list[str] = chosen) -> float:
-                return float(np.mean([SequenceMatcher(None, answer, list(text.encode()), False).ratio()
-                                      for answer, text in zip(answers, chosen)]))
-
-            for who, (spent, answers) in best.items():
-                said, passes = (sum(getattr(answer, what) - 1 for answer in answers) for what in ("produced", "passes"))
-                same = sum(one.tokens == other.tokens for one, other in zip(answers, truth))
-                rows.append([f"{name}, {rate:.0%} misspelt, {who}", f"{said / passes:.2f}", f"{said / spent:,.0f}",
-                             f"{plain / spent:.2f}", f"{same} of {count}",
-                             f"{right([answer.tokens for answer in answers]):.1%}",
-                             f"{right([prompt[:-1] for prompt in prompts]):.1%}"])
+            targets = [texts[i] for i in random.permutation(len(texts))[:count]]
+            prompts = [[*misspell(text, rate, random).encode(), BEGIN] for text in targets]
+            best = best_answers(model, drafts, prompts, rounds)
+            plain_seconds, plain_answers = best["none"]
+            for name, (seconds, answers) in best.items():
+                tokens, passes = (sum(getattr(answer, field) - 1 for answer in answers)
+                                  for field in ("produced", "passes"))
+                same = sum(answer.tokens == plain.tokens for answer, plain in zip(answers, plain_answers))
+                rows.append([f"{corpus}, {rate:.0%} misspelt, {name}", f"{tokens / passes:.2f}",
+                             f"{tokens / seconds:,.0f}", f"{plain_seconds / seconds:.2f}", f"{same} of {count}",
+                             f"{similarity([answer.tokens for answer in answers], targets):.1%}",
+                             f"{similarity([prompt[:-1] for prompt in prompts], targets):.1%}"])
     size = sum(parameter.numel() for parameter in stack.parameters()) / 1e6
     head = ["", "letters a pass", "letters/s", "times plain", "same texts", "right", "right in the source"]
     return (f"### Corrections by a model of {size:.0f}M parameters, greedy, batch 1\n\n" + table(head, rows)
@@ -364,11 +391,11 @@ def main() -> None:
         sort, _, which = name.partition("-")
         with redirect_stderr(io.StringIO()):
             if sort == "searches":
-                text = searches(which, threads, args.tokens, args.rounds)
+                text = measure_searches(which, threads, args.tokens, args.rounds)
             elif sort == "edits":
-                text = edits(threads, args.rounds, args.count, args.steps, args.data, args.models)
+                text = measure_edits(threads, args.rounds, args.count, args.steps, args.data, args.models)
             else:
-                text = heads(which, threads, args.tokens, args.minutes, args.head_minutes, args.models)
+                text = measure_heads(which, threads, args.tokens, args.minutes, args.head_minutes, args.models)
         print(text, flush=True)
         with open(file, "a") as handle:
             handle.write(json.dumps({"part": name, "text": text + f"\n\nOn {machine(threads)}."}) + "\n")

@@ -20,7 +20,7 @@ from segue.models.base import Output
 from segue.training.recipe import describe_machine
 
 
-class Still:
+class StatelessState:
     """The state of a model that remembers nothing."""
 
     def __init__(self, batch: int) -> None:
@@ -28,11 +28,11 @@ class Still:
 
     def commit(self, path: Tensor | None = None, counts: Tensor | None = None) -> None: ...
 
-    def select(self, rows: Tensor) -> Still:
-        return Still(len(rows))
+    def select(self, rows: Tensor) -> StatelessState:
+        return StatelessState(len(rows))
 
 
-class Instant:
+class InstantModel:
     """Gives the same scores always, at once."""
 
     path = "nothing"
@@ -42,7 +42,7 @@ class Instant:
         self.scores = torch.randn(batch, 1, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
 
     def init_state(self, batch: int, history: int = 0) -> Any:
-        return Still(batch)
+        return StatelessState(batch)
 
     def extend(self, tokens: Tensor, state: Any, parents: Tensor | None = None, at: Tensor | None = None) -> Output:
         scores = self.scores[: tokens.shape[0]]
@@ -50,7 +50,7 @@ class Instant:
         return Output(scores if n == 1 else scores.expand(-1, n, -1), scores)
 
 
-class Stepping(Instant):
+class SteppingModel(InstantModel):
     """With the hook of engines."""
 
     def step(self, tokens: np.ndarray, state: Any) -> np.ndarray:
@@ -69,26 +69,26 @@ def main() -> None:
     torch.set_num_threads(1)
     print(describe_machine())
     print(f"\n{'microseconds a pass':34}{'V 2,000':>10}{'V 50,000':>10}{'V 2,000, 8 rows':>17}")
-    ways: dict[str, dict[str, Any]] = {
+    settings: dict[str, dict[str, Any]] = {
         "greedy": {}, "greedy, log-probabilities": {"logprobs": True}, "sample": {"decoder": "sample"},
         "sample, top-k 50": {"decoder": "sample", "top_k": 50},
         "sample, top-p 0.9": {"decoder": "sample", "top_p": 0.9},
         "sample, repetition penalty": {"decoder": "sample", "repetition_penalty": 1.2}}
-    for kind in (Stepping, Instant):
-        for name, options in ways.items():
-            row = [per_token(kind(vocabulary, batch), batch, 2_000_000 // vocabulary + 100, **options)
+    for model_class in (SteppingModel, InstantModel):
+        for name, options in settings.items():
+            row = [per_token(model_class(vocabulary, batch), batch, 2_000_000 // vocabulary + 100, **options)
                    for vocabulary, batch in ((2000, 1), (50_000, 1), (2000, 8))]
-            label = name if kind is Stepping else f"{name}, by extend"
+            label = name if model_class is SteppingModel else f"{name}, by extend"
             print(f"{label:34}{row[0]:10.1f}{row[1]:10.1f}{row[2]:17.1f}")
 
     words = (np.random.default_rng(0).zipf(1.3, 200_000) % 5000).tolist()
     trie, lookup = TrieDraft(), PromptLookup()
     begin = time.perf_counter()
     trie.warm([words[start : start + 100] for start in range(0, 100_000, 100)])
-    warm = time.perf_counter() - begin
+    trie_seconds = time.perf_counter() - begin
     begin = time.perf_counter()
     lookup.observe(0, words[:100_000], prompt=True)
-    copied = time.perf_counter() - begin
+    lookup_seconds = time.perf_counter() - begin
     trie.observe(0, words[:2000], prompt=True)
     times, nodes = [], 0
     for token in words[100_000:101_000]:
@@ -96,8 +96,8 @@ def main() -> None:
         begin = time.perf_counter()
         nodes += len(trie.propose([Tip(0, 64, 12)])[0])
         times.append(time.perf_counter() - begin)
-    print(f"\nA Zipf text of 5,000 words: to count a token in the trie {10 * warm:.1f} us, in the lookup "
-          f"{10 * copied:.1f} us;\nto retrieve {nodes / 1000:.0f} nodes of {len(trie.answers):,}: median "
+    print(f"\nA Zipf text of 5,000 words: to count a token in the trie {10 * trie_seconds:.1f} us, in the lookup "
+          f"{10 * lookup_seconds:.1f} us;\nto retrieve {nodes / 1000:.0f} nodes of {len(trie.answers):,}: median "
           f"{1e6 * np.median(times):.0f} us, mean {1e6 * np.mean(times):.0f} us")
 
 

@@ -1,11 +1,12 @@
-"""A million tokens said one after the other: what a token costs, and what the process holds, after each tenth of them.
+"""A million tokens decoded one after the other: the time of a token, and the process's memory, after each tenth.
 
-    python benchmarks/endless.py [--tokens 1000000] [--width 64] [--layers 2] [NAME ...]
+    python benchmarks/endless.py [--tokens 1000000] [--attention 20000] [--width 64] [--layers 2] [NAME ...]
 
 The state of a recurrent model has a constant size, so the last tenth must cost what the first does. The tokens are
-drawn at random: what a model says by itself, untrained, soon runs in a circle. Beside them, how far the last logits of
+drawn at random, since an untrained model's own answers soon run in a circle. Beside them, how far the last logits of
 the compiled engine are from those of torch, which read the same tokens in pieces: what a million steps in float32 add
-up to. Attention is there up to --attention tokens, as what grows. The page is results/endless.md.
+up to. Attention, whose state grows, gets --attention tokens. A row is printed for each mixer; without names the page
+results/endless.md is written.
 """
 
 from __future__ import annotations
@@ -26,29 +27,29 @@ SUBJECTS = ("lstm", "gru", "slstm", "mamba", "mamba2", "s5", "gla", "mlstm", "de
 VOCABULARY, PIECE = 256, 2048
 
 
-def held() -> float:
+def resident_mib() -> float:
     """MiB of memory that the process has in use now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def say(model: Stack, tokens: np.ndarray) -> tuple[list[float], list[float], np.ndarray]:
+def time_engine(model: Stack, tokens: np.ndarray) -> tuple[list[float], list[float], np.ndarray]:
     """Microseconds per token and MiB after each tenth of tokens (N,); the last logits (VOCABULARY,)."""
     engine = compile_model(model, threads=1)
     state = engine.init_state(1)
     engine.step(tokens[:1], engine.init_state(1))  # what is compiled or loaded at first is not what a token costs
-    taken, memory = [], []
+    times, memory = [], []
     for tenth in np.array_split(tokens[:, None], 10):
         begin = time.perf_counter()
         for token in tenth:
             logits = engine.step(token, state)
-        taken.append(1e6 * (time.perf_counter() - begin) / len(tenth))
-        memory.append(held())
-    return taken, memory, logits[0].copy()
+        times.append(1e6 * (time.perf_counter() - begin) / len(tenth))
+        memory.append(resident_mib())
+    return times, memory, logits[0].copy()
 
 
 @torch.no_grad()
-def read(model: Stack, tokens: np.ndarray) -> np.ndarray:
+def logits_by_torch(model: Stack, tokens: np.ndarray) -> np.ndarray:
     """The last logits (VOCABULARY,) by torch, which reads tokens (N,) in pieces."""
     state = model.init_state(1)
     for piece in torch.from_numpy(tokens)[None].split(PIECE, 1):
@@ -62,24 +63,24 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(SUBJECTS)} (default: all, and the page is written)")
     for name, value in (("tokens", 10**6), ("attention", 20_000), ("width", 64), ("layers", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    given = parser.parse_args()
-    lines = [f"# {given.tokens:,} tokens, one after the other", "",
-             f"`python benchmarks/endless.py` on {describe_machine()}, one thread; {given.layers} layers of width "
-             f"{given.width}, {VOCABULARY} tokens, float32, the compiled engine", "",
+    args = parser.parse_args()
+    lines = [f"# {args.tokens:,} tokens, one after the other", "",
+             f"`python benchmarks/endless.py` on {describe_machine()}, one thread; {args.layers} layers of width "
+             f"{args.width}, {VOCABULARY} tokens, float32, the compiled engine", "",
              "|  | tokens | µs a token, first tenth | last tenth | MiB after the first tenth | at the end | "
              "logits differ from torch's by |", f"|---|{'---:|' * 6}"]
     print("\n".join(lines))
-    for name in given.names or SUBJECTS:
+    for name in args.names or SUBJECTS:
         torch.manual_seed(0)
-        model = Stack(StackConfig(VOCABULARY, given.width, [name] * given.layers)).eval()
-        count = given.attention if name == "attention" else given.tokens
+        model = Stack(StackConfig(VOCABULARY, args.width, [name] * args.layers)).eval()
+        count = args.attention if name == "attention" else args.tokens
         tokens = np.random.default_rng(0).integers(0, VOCABULARY, count)
-        taken, memory, said = say(model, tokens)
-        apart = np.abs(said - read(model, tokens)).max() / np.abs(said).max()
-        lines.append(f"| {name} | {count:,} | {taken[0]:.0f} | {taken[-1]:.0f} | {memory[0]:.0f} | {memory[-1]:.0f} | "
-                     f"{100 * apart:.4f}% |")
+        times, memory, logits = time_engine(model, tokens)
+        difference = np.abs(logits - logits_by_torch(model, tokens)).max() / np.abs(logits).max()
+        lines.append(f"| {name} | {count:,} | {times[0]:.0f} | {times[-1]:.0f} | {memory[0]:.0f} | {memory[-1]:.0f} | "
+                     f"{100 * difference:.4f}% |")
         print(lines[-1], flush=True)
-    if not given.names:
+    if not args.names:
         (Path(__file__).parent / "results" / "endless.md").write_text("\n".join(lines) + "\n")
 
 

@@ -1,6 +1,6 @@
 """Training speed beside a plain loop over the transformers model of the same shape, in one run.
 
-    python benchmarks/fit.py [--steps 12]      # writes results/fit.md
+    python benchmarks/fit.py [--steps 12]      # prints the table and writes results/fit.md
 
 The plain loop is what its users write: AdamW, the model's own loss, a batch padded to its longest sequence. Rounds of
 the two alternate, and the median step counts, so that a busy machine troubles both alike. Tokens are those predicted;
@@ -26,7 +26,7 @@ from segue.verbs.fit import build
 VOCABULARY, WIDTH, DEPTH, HEADS, HIDDEN, CONTEXT, ROWS = 2048, 256, 4, 4, 704, 256, 16
 
 
-def ours(store: Arrays, precision: str, muon: bool, threads: int) -> Callable[[], int]:
+def segue_step(store: Arrays, precision: str, muon: bool, threads: int) -> Callable[[], int]:
     plan = Plan(VOCABULARY, width=WIDTH, depth=DEPTH, heads=HEADS, hidden=HIDDEN, context=CONTEXT, rows=ROWS,
                 precision=precision, muon=muon, threads=threads)
     batches = Batches(store, CONTEXT, ROWS)
@@ -41,7 +41,7 @@ def ours(store: Arrays, precision: str, muon: bool, threads: int) -> Callable[[]
     return step
 
 
-def theirs(store: Arrays, precision: str) -> Callable[[], int]:
+def transformers_step(store: Arrays, precision: str) -> Callable[[], int]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(LlamaConfig(
@@ -88,7 +88,7 @@ def race(runners: dict[str, Callable[[], int]], steps: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
-    given = parser.parse_args()
+    args = parser.parse_args()
     threads = cores()
     torch.set_num_threads(threads)
     draw = np.random.default_rng(0)
@@ -104,12 +104,13 @@ def main() -> None:
              f"| documents | loop | tokens/s | {' | '.join(f'to transformers, {p}' for p in precisions)} |",
              "|---|---|---|" + "---|" * len(precisions)]
     for documents, store in stores.items():
-        speeds = race({"transformers, float32": theirs(store, "float32"),
-                       **({"transformers, bfloat16": theirs(store, best)} if best != "float32" else {}),
-                       "segue, float32, AdamW": ours(store, "float32", False, threads),
-                       f"segue as fit runs it ({best}, Muon)": ours(store, best, True, threads),
-                       **({"segue, bfloat16, AdamW": ours(store, best, False, threads)} if best != "float32" else {}),
-                       }, given.steps)
+        speeds = race({"transformers, float32": transformers_step(store, "float32"),
+                       **({"transformers, bfloat16": transformers_step(store, best)} if best != "float32" else {}),
+                       "segue, float32, AdamW": segue_step(store, "float32", False, threads),
+                       f"segue as fit runs it ({best}, Muon)": segue_step(store, best, True, threads),
+                       **({"segue, bfloat16, AdamW": segue_step(store, best, False, threads)} if best != "float32"
+                          else {}),
+                       }, args.steps)
         for name, speed in speeds.items():
             ratios = [f"{speed / speeds[f'transformers, {precision}']:.2f}x" for precision in precisions]
             lines.append(f"| {documents} | {name} | {speed:,.0f} | {' | '.join(ratios)} |")

@@ -4,12 +4,14 @@
                                   [--device cuda] [--processor] [--markdown FILE]
 
 The sizes are FlashRNN's: a width of 768 as N heads of D units, 16 rows, 1,024 steps; forward and backward, float32.
-What is timed, and how, says `segue.papers.flashrnn.timings`. The loop that indexes and writes is timed at 128 steps,
+`segue.papers.flashrnn.timings` says what is timed, and how. The loop that indexes and writes is timed at 128 steps,
 since its backward pass grows with the square of the length, and ours beside it. `--processor` counts the processor's
-time with one thread instead of the clock's, for a machine that others use, too.
+time with one thread instead of the clock's, for a machine that others use, too. The table is printed, and `--markdown`
+writes it.
 
-Whatever runs it must multiply by the recurrent weights, once forward and twice backward. "at most" is how many times as
-fast as the loop that alone would be, at the speed of a large matrix product of torch on the same threads.
+Every implementation must multiply by the recurrent weights, once forward and twice backward. "at most" is how many
+times as fast as the loop those products alone would be, at the speed of a large matrix product of torch on the same
+threads.
 """
 
 from __future__ import annotations
@@ -52,36 +54,36 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--processor", action="store_true", help="one thread, processor time")
     parser.add_argument("--markdown", type=Path, help="write the table here, too")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.manual_seed(0)
-    if given.processor:
+    if args.processor:
         torch.set_num_threads(1)
-    clock = time.process_time if given.processor else time.perf_counter
-    name = torch.cuda.get_device_name() if given.device == "cuda" else \
+    clock = time.process_time if args.processor else time.perf_counter
+    name = torch.cuda.get_device_name() if args.device == "cuda" else \
         f"{describe_machine()}, {torch.get_num_threads()} threads"
-    name += ", processor time" if given.processor else ""
-    best = peak(given.device, clock)
-    lines = [f"{name}; torch {torch.__version__}, float32; {given.rows} rows of {given.length} steps, forward and "
-             f"backward; a large product: {best / 1e9:.0f} billion multiply-adds a second", "",
+    name += ", processor time" if args.processor else ""
+    peak_speed = peak(args.device, clock)
+    lines = [f"{name}; torch {torch.__version__}, float32; {args.rows} rows of {args.length} steps, forward and "
+             f"backward; a large product: {peak_speed / 1e9:.0f} billion multiply-adds a second", "",
              "| cell | heads x units | tokens/s | plain loop, tokens/s | times that | at most | times one that "
              f"writes ({SHORT} steps) | times torch's module | torch's module, tokens/s |",
              "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
     print("\n".join(lines))
-    tokens = given.rows * given.length
-    for cell in given.cells:
-        for heads in given.heads:
-            took = timings(cell, heads, given.rows, given.length, given.rounds, given.device, clock)
-            short = timings(cell, heads, given.rows, SHORT, given.rounds, given.device, clock)
-            beside = f"{took['module'] / took['projected']:.2f}" if "module" in took else ""
-            module = f"{tokens / took['module']:,.0f}" if "module" in took else ""
-            least = tokens * 3 * CELLS[cell].gates * WIDTH * (WIDTH // heads) / best
-            lines.append(f"| {cell} | {heads} x {WIDTH // heads} | {tokens / took['ours']:,.0f} | "
-                         f"{tokens / took['loop']:,.0f} | {took['loop'] / took['ours']:.1f} | "
-                         f"{took['loop'] / least:.1f} | "
-                         f"{short['writing'] / short['ours']:.1f} | {beside} | {module} |")
+    tokens = args.rows * args.length
+    for cell in args.cells:
+        for heads in args.heads:
+            seconds = timings(cell, heads, args.rows, args.length, args.rounds, args.device, clock)
+            short_seconds = timings(cell, heads, args.rows, SHORT, args.rounds, args.device, clock)
+            module_ratio = f"{seconds['module'] / seconds['projected']:.2f}" if "module" in seconds else ""
+            module_speed = f"{tokens / seconds['module']:,.0f}" if "module" in seconds else ""
+            least = tokens * 3 * CELLS[cell].gates * WIDTH * (WIDTH // heads) / peak_speed
+            lines.append(f"| {cell} | {heads} x {WIDTH // heads} | {tokens / seconds['ours']:,.0f} | "
+                         f"{tokens / seconds['loop']:,.0f} | {seconds['loop'] / seconds['ours']:.1f} | "
+                         f"{seconds['loop'] / least:.1f} | "
+                         f"{short_seconds['writing'] / short_seconds['ours']:.1f} | {module_ratio} | {module_speed} |")
             print(lines[-1], flush=True)
-    if given.markdown:
-        write_text(given.markdown, "\n".join(lines) + "\n")
+    if args.markdown:
+        write_text(args.markdown, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

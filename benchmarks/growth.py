@@ -5,7 +5,8 @@ bytes at the peak, forward and backward, of one layer over one sequence.
 
 At most 1.1 is what a cost linear in the length may show; full attention is beside, up to 8,192 elements. The process is
 told to keep freed memory (glibc's MALLOC_MMAP_MAX_ and MALLOC_TRIM_THRESHOLD_): else pieces above 32 MB are fresh pages
-each time, and what grows is the kernel's part (up to twice the time at 32,768). The page is results/growth.md.
+each time, and what grows is the kernel's part (up to twice the time at 32,768). A row is printed for each; without
+names the page results/growth.md is written.
 """
 
 from __future__ import annotations
@@ -52,41 +53,41 @@ def measure(name: str, length: int, width: int, rounds: int) -> tuple[float, int
     def step() -> None:
         layer(x).sum().backward()
 
-    taken = []
+    times = []
     for _ in range(rounds + 1):  # the first warms up
         begin = time.perf_counter()
         step()
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken[1:]), peak_memory(step)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[1:]), peak_memory(step)
 
 
-KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
 def main() -> None:
-    if not os.environ.keys() >= KEEPING.keys():  # read by the allocator when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEPING)
+    if not os.environ.keys() >= KEEP_MEMORY.keys():  # read by the allocator when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("names", nargs="*", help=f"of {', '.join(SUBJECTS)} (default: all, and the page is written)")
     for name, value in (("width", 64), ("shortest", 2048), ("longest", 32768), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.manual_seed(0)
-    lengths = [n for n in (2**i for i in range(7, 25)) if given.shortest <= n <= given.longest]
+    lengths = [n for n in (2**i for i in range(7, 25)) if args.shortest <= n <= args.longest]
     lines = ["# How cost grows with the length", "",
              f"`python benchmarks/growth.py` on {describe_machine()}, {torch.get_num_threads()} threads; float32, one "
-             f"sequence, width {given.width}, forward and backward", "",
+             f"sequence, width {args.width}, forward and backward", "",
              f"|  | {' | '.join(f'{n:,}' for n in lengths)} | time grows as | memory grows as |",
              f"|---|{'---:|' * (len(lengths) + 2)}"]
     print("\n".join(lines))
-    for name in given.names or SUBJECTS:
-        mine = [n for n in lengths if name != "full" or n <= 8192]
-        found = [measure(name, n, given.width, given.rounds) for n in mine]
-        cells = [f"{1000 * seconds:.0f} ms, {size / 2**20:.0f} MiB" for seconds, size in found]
-        powers = [f"T^{np.polyfit(np.log(mine), np.log(values), 1)[0]:.2f}" for values in zip(*found)]
-        lines.append(f"| {name} | {' | '.join([*cells, *[''] * (len(lengths) - len(mine)), *powers])} |")
+    for name in args.names or SUBJECTS:
+        measured = [n for n in lengths if name != "full" or n <= 8192]
+        measurements = [measure(name, n, args.width, args.rounds) for n in measured]
+        cells = [f"{1000 * seconds:.0f} ms, {size / 2**20:.0f} MiB" for seconds, size in measurements]
+        powers = [f"T^{np.polyfit(np.log(measured), np.log(values), 1)[0]:.2f}" for values in zip(*measurements)]
+        lines.append(f"| {name} | {' | '.join([*cells, *[''] * (len(lengths) - len(measured)), *powers])} |")
         print(lines[-1], flush=True)
-    if not given.names:
+    if not args.names:
         (Path(__file__).parent / "results" / "growth.md").write_text("\n".join(lines) + "\n")
 
 

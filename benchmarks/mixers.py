@@ -8,17 +8,17 @@
 Rows of a batch are `--tokens` over the length, at least one. Rounds of all contenders alternate and the median counts,
 so that a busy machine troubles all alike. Peers: torch's own modules for attention and the recurrences; x-transformers;
 the torch forms that transformers' Mamba, Mamba-2, xLSTM, RWKV and gated DeltaNet take on CPUs; mambapy; and for kernels
-alone, the same recurrence as torch operations, or as transformers has it. xLSTM is measured as it comes, with queries
-and keys half as wide as ours, and with equal ones; its projections are dense, ours a convolution and small blocks.
-Both delta rules have an output gate; the peer's memory fades, too. Who would need over 20 seconds for a step, as a
-shorter length says, or more memory than there is, is left out: lengths below those asked for are run once, too, and not
-recorded. Needs the extra `bench`, mambapy and x-transformers; what is not installed is not measured. Rows are kept in
-results/mixers.jsonl, the page is results/mixers.md: the latest of each, so that after `--only` it has rows of several
-runs.
+alone, the same recurrence as torch operations, or as transformers has it. xLSTM is measured by its defaults, queries
+and keys half as wide as ours, and with equal ones; its projections are dense, ours a convolution and small blocks. Both
+delta rules have an output gate; the peer's memory decays, too. A peer that would need over 20 seconds for a step, to
+judge by a shorter length, or more memory than there is, is left out: lengths below the requested ones are run once,
+too, and not recorded. Needs the extra `bench`, mambapy and x-transformers; what is not installed is not measured. Rows
+are kept in results/mixers.jsonl, the page is results/mixers.md: the latest of each, so that after `--only` it has rows
+of several runs.
 
 On a GPU, rows and page are results/mixers-gpu.*: milliseconds and the most memory of every contender, which is one row;
 layers run under autocast, kernels on tensors of the precision. Kernels are beside fla-core's, called as they are, and
-beside our torch form. Who fails is a row with what it said. fla-core tries at most `--tilings` tilings of a kernel,
+beside our torch form. The row of a contender that fails has its error. fla-core tries at most `--tilings` of a kernel,
 since trying all takes minutes, and `--rounds 0` records nothing: run it for each of `--only`, side by side, before, and
 Triton's cache on the disk has what the table needs.
 """
@@ -193,12 +193,12 @@ def kernels(rows: int, length: int, width: int) -> dict[str, dict[str, Contender
     except ImportError as error:
         print(f"transformers xLSTM is not measured: {error}")
     else:
-        turned = [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in (q, k, v, enter, forget)]
-        table["mlstm, recurrence"]["transformers xLSTM"] = lambda: peer(*turned)
+        peer_inputs = [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in (q, k, v, enter, forget)]
+        table["mlstm, recurrence"]["transformers xLSTM"] = lambda: peer(*peer_inputs)
     return table
 
 
-def once(run: Contender, backward: bool) -> float:
+def time_once(run: Contender, backward: bool) -> float:
     begin = time.perf_counter()
     if backward:
         run().sum().backward()
@@ -212,21 +212,21 @@ def once(run: Contender, backward: bool) -> float:
 
 def timed(contenders: dict[str, Contender], backward: bool, rounds: int, slow: set[str]) -> dict[str, float]:
     """Median seconds of each that is not `slow`."""
-    taken: dict[str, list[float]] = {name: [] for name in contenders if name not in slow}
+    times_by_name: dict[str, list[float]] = {name: [] for name in contenders if name not in slow}
     for _ in range(rounds + 1):  # the first round warms up, but for those that one round of takes long
-        for name, times in list(taken.items()):
+        for name, times in list(times_by_name.items()):
             if sum(times) < PATIENCE:
                 try:
-                    times.append(once(contenders[name], backward))
+                    times.append(time_once(contenders[name], backward))
                 except RuntimeError as error:
                     if name == "segue" or "allocate memory" not in str(error):
                         raise
-                    del taken[name]
-    return {name: statistics.median(times[1:] or times) for name, times in taken.items()}
+                    del times_by_name[name]
+    return {name: statistics.median(times[1:] or times) for name, times in times_by_name.items()}
 
 
-def part(length: int, width: int, tokens: int, rounds: int, slow: set[str], only: list[str],
-         ) -> Iterator[dict[str, object]]:
+def length_rows(length: int, width: int, tokens: int, rounds: int, slow: set[str], only: list[str],
+                ) -> Iterator[dict[str, object]]:
     rows = max(1, tokens // length)
     for make in (layers, kernels):
         for name, contenders in make(rows, length, width).items():
@@ -235,8 +235,8 @@ def part(length: int, width: int, tokens: int, rounds: int, slow: set[str], only
             forward = timed(contenders, False, rounds, slow)
             slow |= contenders.keys() - forward.keys()
             both = timed(contenders, True, rounds, slow)
-            grown = 4 * max(4 * length, tokens) / (rows * length)  # at most, at the next length
-            slow |= {peer for peer, seconds in both.items() if peer != "segue" and seconds * grown > PATIENCE}
+            growth = 4 * max(4 * length, tokens) / (rows * length)  # at most, at the next length
+            slow |= {peer for peer, seconds in both.items() if peer != "segue" and seconds * growth > PATIENCE}
             for peer in list(contenders)[1:]:
                 row: dict[str, object] = {"length": length, "rows": rows, "width": width, "mixer": name, "peer": peer,
                                           "tokens_per_second": round(rows * length / both["segue"])}
@@ -250,11 +250,11 @@ def part(length: int, width: int, tokens: int, rounds: int, slow: set[str], only
 def page(record: list[dict]) -> str:
     lengths = sorted({row["length"] for row in record})
     cells = {(row["mixer"], row["peer"], row["length"]): row for row in record}
-    (usual, _), *others = Counter(row["machine"] for row in cells.values()).most_common()
-    marks = {usual: "", **{name: " " + "*" * (i + 1) for i, (name, _) in enumerate(others)}}
+    (main_machine, _), *others = Counter(row["machine"] for row in cells.values()).most_common()
+    marks = {main_machine: "", **{name: " " + "*" * (i + 1) for i, (name, _) in enumerate(others)}}
     elsewhere = "".join(f" Where {mark.strip()} stands: on {name}." for name, mark in marks.items() if mark)
     lines = ["# Speed of the mixers", "",
-             f"`python benchmarks/mixers.py` on {usual}; float32, width {record[-1]['width']}. How many"
+             f"`python benchmarks/mixers.py` on {main_machine}; float32, width {record[-1]['width']}. How many"
              " times as fast as the peer we are, forward / forward and backward, and our tokens per second in training."
              f" -: the peer would need over 20 seconds for a step, or more memory than there is.{elsewhere}", "",
              "| | beside | " + " | ".join(f"{length:,}" for length in lengths) + " |",
@@ -277,13 +277,13 @@ def gpu_layers(rows: int, length: int, width: int, precision: torch.dtype) -> di
     x = torch.randn(rows, length, width, device="cuda", requires_grad=True)
 
     def contender(make: Callable[[int], nn.Module]) -> Contender:
-        made: list[nn.Module] = []
+        modules: list[nn.Module] = []
 
         def run() -> Tensor:
-            if not made:
-                made.append(make(width).cuda())
+            if not modules:
+                modules.append(make(width).cuda())
             with torch.autocast("cuda", precision, enabled=precision != torch.float32):
-                y = made[0](x)
+                y = modules[0](x)
             return y[0] if isinstance(y, tuple) else y
 
         return run
@@ -292,88 +292,104 @@ def gpu_layers(rows: int, length: int, width: int, precision: torch.dtype) -> di
             for name, ours, theirs in LAYERS}
 
 
-def gpu_kernels(rows: int, length: int, width: int, precision: torch.dtype) -> dict[str, dict[str, Contender]]:
-    """The kernels alone: as our mixers call them, fla-core's on the same tensors, and our torch forms."""
-    float32 = torch.float32
+def normal(*shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    return (scale * torch.randn(*shape, device="cuda")).to(dtype).requires_grad_()
 
-    def normal(*shape: int, dtype: torch.dtype = precision, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(*shape, device="cuda")).to(dtype).requires_grad_()
 
-    def in_torch(run: Callable[..., tuple[Tensor, ...]], *inputs: Any) -> Contender:
-        def plain() -> Tensor:
-            with mock.patch.object(fla, "serves", return_value=False):
-                return run(*inputs)[0]
+def in_torch(run: Callable[..., tuple[Tensor, ...]], *inputs: Any) -> Contender:
+    """Our own torch form of a kernel that fla-core would serve."""
+    def plain() -> Tensor:
+        with mock.patch.object(fla, "supports", return_value=False):
+            return run(*inputs)[0]
 
-        return plain
+    return plain
 
-    def peer(name: str, package: str, *inputs: Tensor, **more: Any) -> Tensor:
-        from importlib import import_module
 
-        run = getattr(import_module(f"fla.ops.{package}"), name)
-        return run(*inputs, scale=1.0, output_final_state=True, **more)[0]
+def fla_kernel(name: str, package: str, *inputs: Tensor, **options: Any) -> Tensor:
+    """The output of fla-core's kernel, called as it is."""
+    from importlib import import_module
 
-    heads = 4
-    keys, values = width // 8, width // 4
-    q, k, v = normal(rows, length, heads, keys, scale=keys**-0.5), normal(rows, length, heads, keys), \
-        normal(rows, length, heads, values)
+    run = getattr(import_module(f"fla.ops.{package}"), name)
+    return run(*inputs, scale=1.0, output_final_state=True, **options)[0]
+
+
+def gpu_gla(rows: int, length: int, width: int, precision: torch.dtype) -> dict[str, Contender]:
+    heads, keys, values = 4, width // 8, width // 4
+    q = normal(rows, length, heads, keys, dtype=precision, scale=keys**-0.5)
+    k = normal(rows, length, heads, keys, dtype=precision)
+    v = normal(rows, length, heads, values, dtype=precision)
     g = nn.functional.logsigmoid(torch.randn(rows, length, heads, keys, device="cuda")).div(16).requires_grad_()
     state = torch.zeros(rows, heads, keys, values, device="cuda")
     linear = (q, k, v, g, state)
-    table = {"gla, kernel": {
-        "segue": lambda: gla(*linear)[0], "our torch form": in_torch(gla, *linear),
-        "fla chunk_gla": lambda: peer("chunk_gla", "gla", q, k, v, g=g, initial_state=state)}}
+    return {"segue": lambda: gla(*linear)[0], "our torch form": in_torch(gla, *linear),
+            "fla chunk_gla": lambda: fla_kernel("chunk_gla", "gla", q, k, v, g=g, initial_state=state)}
 
+
+def gpu_delta(rows: int, length: int, width: int, precision: torch.dtype) -> dict[str, Contender]:
+    heads, values = 4, width // 4
     unit = partial(nn.functional.normalize, dim=-1)
-    dq, dk = (unit(normal(rows, length, heads, values)).detach().requires_grad_() for _ in range(2))
-    dv, beta = normal(rows, length, heads, values), torch.rand(rows, length, heads, device="cuda")
+    q, k = (unit(normal(rows, length, heads, values, dtype=precision)).detach().requires_grad_() for _ in range(2))
+    v, beta = normal(rows, length, heads, values, dtype=precision), torch.rand(rows, length, heads, device="cuda")
     beta = beta.to(precision).requires_grad_()
     memory = torch.zeros(rows, heads, values, values, device="cuda")
-    table["deltanet, kernel"] = {
-        "segue": lambda: delta(dq, dk[:, :, None], dv[:, :, None], beta[:, :, None], memory)[0],
-        "our torch form": lambda: in_torch(delta, dq, dk[:, :, None], dv[:, :, None], beta[:, :, None], memory)(),
-        "fla chunk_delta_rule": lambda: peer("chunk_delta_rule", "delta_rule", dq, dk, dv, beta, initial_state=memory)}
+    return {"segue": lambda: delta(q, k[:, :, None], v[:, :, None], beta[:, :, None], memory)[0],
+            "our torch form": lambda: in_torch(delta, q, k[:, :, None], v[:, :, None], beta[:, :, None], memory)(),
+            "fla chunk_delta_rule": lambda: fla_kernel("chunk_delta_rule", "delta_rule", q, k, v, beta,
+                                                       initial_state=memory)}
 
-    many, states, inner = 2 * width // 64, 64, 2 * width
-    u, skip = normal(rows, length, inner + 2 * states, scale=states**-0.25), normal(many, dtype=float32)
-    write = torch.rand(rows, length, many, device="cuda").mul(0.1).requires_grad_()
-    A = torch.rand(many, device="cuda").add(1).neg()
-    dual = torch.zeros(rows, many, states, 64, device="cuda")
 
-    def mamba2(name: str, package: str, wide: bool = False) -> Tensor:
-        v, k, q = split_projection(u, dual)
-        q, k = (x.repeat_interleave(many, 2) for x in (q, k))
-        g = write * A
+def gpu_mamba2(rows: int, length: int, width: int, precision: torch.dtype) -> dict[str, Contender]:
+    heads, states, inner = 2 * width // 64, 64, 2 * width
+    u = normal(rows, length, inner + 2 * states, dtype=precision, scale=states**-0.25)
+    skip = normal(heads, dtype=torch.float32)
+    dt = torch.rand(rows, length, heads, device="cuda").mul(0.1).requires_grad_()
+    A = torch.rand(heads, device="cuda").add(1).neg()
+    state = torch.zeros(rows, heads, states, 64, device="cuda")
+
+    def by_fla(name: str, package: str, wide: bool = False) -> Tensor:
+        v, k, q = split_projection(u, state)
+        q, k = (x.repeat_interleave(heads, 2) for x in (q, k))
+        g = dt * A
         g = g[..., None].expand(*g.shape, states).contiguous() if wide else g
-        y = peer(name, package, q, k, v * write[..., None].to(v.dtype), g=g, initial_state=dual)
+        y = fla_kernel(name, package, q, k, v * dt[..., None].to(v.dtype), g=g, initial_state=state)
         return (y + v * skip[:, None].to(v.dtype)).flatten(2)
 
-    table["mamba2, kernel"] = {
-        "segue": lambda: ssd(u, write, write * A, skip, dual)[0],
-        "our torch form": lambda: in_torch(ssd, u, write, write * A, skip, dual)(),
-        "fla chunk_simple_gla": lambda: mamba2("chunk_simple_gla", "simple_gla"),
-        "fla fused_chunk_simple_gla": lambda: mamba2("fused_chunk_simple_gla", "simple_gla"),
-        "fla chunk_gla, a decay per channel": lambda: mamba2("chunk_gla", "gla", True)}
+    return {"segue": lambda: ssd(u, dt, dt * A, skip, state)[0],
+            "our torch form": lambda: in_torch(ssd, u, dt, dt * A, skip, state)(),
+            "fla chunk_simple_gla": lambda: by_fla("chunk_simple_gla", "simple_gla"),
+            "fla fused_chunk_simple_gla": lambda: by_fla("fused_chunk_simple_gla", "simple_gla"),
+            "fla chunk_gla, a decay per channel": lambda: by_fla("chunk_gla", "gla", True)}
 
-    x, D = normal(rows, length, inner, dtype=float32), normal(inner, dtype=float32)
-    B, C = (normal(rows, length, 16, dtype=float32) for _ in range(2))
+
+def gpu_selective_scan(rows: int, length: int, width: int) -> dict[str, Contender]:
+    inner, states, dtype = 2 * width, 16, torch.float32
+    x, D = normal(rows, length, inner, dtype=dtype), normal(inner, dtype=dtype)
+    B, C = (normal(rows, length, states, dtype=dtype) for _ in range(2))
     dt = torch.rand(rows, length, inner, device="cuda").mul_(0.1).requires_grad_()
-    decays = (-torch.rand(inner, 16, device="cuda").add_(0.1)).requires_grad_()
-    scan = (x, dt, decays, B, C, D, torch.zeros(rows, inner, 16, device="cuda"))
-    table["selective scan, kernel"] = {"segue": lambda: selective_scan(*scan)[0],
-                                       "log2(T) passes of torch": lambda: selective_scan_reference(*scan)[0]}
-    return table
+    decays = (-torch.rand(inner, states, device="cuda").add_(0.1)).requires_grad_()
+    scan = (x, dt, decays, B, C, D, torch.zeros(rows, inner, states, device="cuda"))
+    return {"segue": lambda: selective_scan(*scan)[0],
+            "log2(T) passes of torch": lambda: selective_scan_reference(*scan)[0]}
+
+
+def gpu_kernels(rows: int, length: int, width: int, precision: torch.dtype) -> dict[str, dict[str, Contender]]:
+    """The kernels alone: as our mixers call them, fla-core's on the same tensors, and our torch forms."""
+    return {"gla, kernel": gpu_gla(rows, length, width, precision),
+            "deltanet, kernel": gpu_delta(rows, length, width, precision),
+            "mamba2, kernel": gpu_mamba2(rows, length, width, precision),
+            "selective scan, kernel": gpu_selective_scan(rows, length, width)}
 
 
 def gpu_timed(run: Contender, backward: bool, rounds: int) -> tuple[float, int] | str:
-    """Median milliseconds and the most bytes beyond those that were there; or what went wrong."""
+    """Median milliseconds and the peak bytes beyond those allocated before; or the error's text."""
     times = []
     try:
         for _ in range(rounds + 2):  # two warm up: the first compiles
             torch.cuda.synchronize()
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-            times.append(1e3 * once(run, backward))
-            most = torch.cuda.max_memory_allocated() - before
+            times.append(1e3 * time_once(run, backward))
+            peak = torch.cuda.max_memory_allocated() - before
             if rounds == 0 or sum(times[1:]) > 2e3 or times[0] > 1e3 * PATIENCE:
                 break
     except ImportError:
@@ -381,50 +397,50 @@ def gpu_timed(run: Contender, backward: bool, rounds: int) -> tuple[float, int] 
     except Exception as error:  # a peer's failure is a row of the table
         torch.cuda.empty_cache()
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120] if str(error).strip() else ''}"
-    return statistics.median(times[2:] or times[-1:]), most
+    return statistics.median(times[2:] or times[-1:]), peak
 
 
-def on_gpu(given: argparse.Namespace) -> None:
+def on_gpu(args: argparse.Namespace) -> None:
     try:
-        fla.limit_tuning(given.tilings)
+        fla.limit_tuning(args.tilings)
     except ImportError as error:
         print(f"fla-core is not measured: {error}", flush=True)
     file = HERE / "mixers-gpu.jsonl"
     try:
-        for row in gpu_rows(given, getattr(torch, given.precision)):
-            if given.rounds:
+        for row in gpu_rows(args, getattr(torch, args.precision)):
+            if args.rounds:
                 with open(file, "a") as handle:
                     handle.write(json.dumps(row | {"machine": describe_machine()}) + "\n")
     finally:  # a kernel that broke the GPU's memory ends the run: what was measured before stays
-        if given.rounds and file.exists():
+        if args.rounds and file.exists():
             record = {(r["mixer"], r["who"], r["length"], r["width"], r["precision"]): r
                       for r in map(json.loads, file.read_text().splitlines())}
             (HERE / "mixers-gpu.md").write_text(gpu_page(list(record.values())))
 
 
-def gpu_rows(given: argparse.Namespace, precision: torch.dtype) -> Iterator[dict[str, object]]:
+def gpu_rows(args: argparse.Namespace, precision: torch.dtype) -> Iterator[dict[str, object]]:
     slow: set[tuple[str, str, bool]] = set()  # the next length would take too long
-    for length in given.lengths:
-        rows = max(1, given.tokens // length)
-        tables = (make(rows, length, given.width, precision) for make in (gpu_kernels, gpu_layers))
-        for name, who, run in ((name, who, run) for table in tables for name, contenders in table.items()
-                               for who, run in contenders.items()):
-            if given.only and name not in given.only and name.removesuffix(", kernel") not in given.only:
+    for length in args.lengths:
+        rows = max(1, args.tokens // length)
+        tables = (make(rows, length, args.width, precision) for make in (gpu_kernels, gpu_layers))
+        for name, contender, run in ((name, contender, run) for table in tables for name, contenders in table.items()
+                                     for contender, run in contenders.items()):
+            if args.only and name not in args.only and name.removesuffix(", kernel") not in args.only:
                 continue
-            row: dict[str, object] = {"length": length, "rows": rows, "width": given.width, "mixer": name, "who": who,
-                                      "precision": given.precision}
+            row: dict[str, object] = {"length": length, "rows": rows, "width": args.width, "mixer": name,
+                                      "who": contender, "precision": args.precision}
             try:
-                for what, backward in (("forward", False), ("both", True)):
-                    if (name, who, backward) in slow:
+                for pass_name, backward in (("forward", False), ("both", True)):
+                    if (name, contender, backward) in slow:
                         continue
-                    found = gpu_timed(run, backward, given.rounds)
-                    if isinstance(found, str):
-                        row |= {f"{what}_failed": found}
+                    measured = gpu_timed(run, backward, args.rounds)
+                    if isinstance(measured, str):
+                        row |= {f"{pass_name}_failed": measured}
                     else:
-                        row |= {what: round(found[0], 3), f"{what}_mib": round(found[1] / 2**20)}
-                        slow |= {(name, who, backward)} if found[0] > 1e3 else set()
+                        row |= {pass_name: round(measured[0], 3), f"{pass_name}_mib": round(measured[1] / 2**20)}
+                        slow |= {(name, contender, backward)} if measured[0] > 1e3 else set()
             except ImportError as error:
-                print(f"{who} is not measured: {error}", flush=True)
+                print(f"{contender} is not measured: {error}", flush=True)
                 continue
             print(row, flush=True)
             yield row
@@ -440,8 +456,8 @@ def gpu_page(record: list[dict]) -> str:
              "| | who | width | length | rows | precision | forward, ms | both, ms | memory, MiB | tokens/s |",
              "|---|---|---|---|---|---|---|---|---|---|"]
     for row in sorted(record, key=lambda r: (r["mixer"], r["width"], r["length"], r["precision"])):
-        cells = [f"{row[what]:.3f}" if what in row else row.get(f"{what}_failed", "-").replace("|", "/")
-                 for what in ("forward", "both")]
+        cells = [f"{row[pass_name]:.3f}" if pass_name in row else row.get(f"{pass_name}_failed", "-").replace("|", "/")
+                 for pass_name in ("forward", "both")]
         rate = f"{row['rows'] * row['length'] / row['both'] * 1e3:,.0f}" if "both" in row else ""
         lines.append(f"| {row['mixer']} | {row['who']} | {row['width']} | {row['length']:,} | {row['rows']} | "
                      f"{row['precision']} | {cells[0]} | {cells[1]} | {row.get('both_mib', '')} | {rate} |")
@@ -458,27 +474,29 @@ def main() -> None:
     parser.add_argument("--tilings", type=int, default=2, help="cuda only")
     parser.add_argument("--lengths", type=int, nargs="+")
     parser.add_argument("--only", nargs="*", default=[], metavar="MIXER")
-    given = parser.parse_args()
-    usual = {"cpu": ("float32", 256, 4096, [512, 2048, 8192, 32768]), "cuda": ("bfloat16", 1024, 16384, [2048, 8192])}
-    for name, value in zip(("precision", "width", "tokens", "lengths"), usual[given.device]):
-        setattr(given, name, getattr(given, name) or value)
+    args = parser.parse_args()
+    defaults = {"cpu": ("float32", 256, 4096, [512, 2048, 8192, 32768]),
+                "cuda": ("bfloat16", 1024, 16384, [2048, 8192])}
+    for name, value in zip(("precision", "width", "tokens", "lengths"), defaults[args.device]):
+        setattr(args, name, getattr(args, name) or value)
     torch.manual_seed(0)
     logging.disable(logging.WARNING)
     HERE.mkdir(exist_ok=True)
-    if given.device == "cuda":
-        return on_gpu(given)
+    if args.device == "cuda":
+        return on_gpu(args)
     file, slow = HERE / "mixers.jsonl", set[str]()
-    here = f"{describe_machine()}, {torch.get_num_threads()} threads"
-    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8 * 7
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # so that who needs more fails, and nobody else
-    shorter = [512 * 4**k for k in range(8) if 512 * 4**k < min(given.lengths)]
-    for length in shorter + given.lengths:
-        rounds = 0 if length in shorter else given.rounds
-        for row in part(length, given.width, given.tokens, rounds, slow, given.only):
+    machine = f"{describe_machine()}, {torch.get_num_threads()} threads"
+    memory_limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8 * 7
+    # so that who needs more fails, and nobody else
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
+    shorter = [512 * 4**k for k in range(8) if 512 * 4**k < min(args.lengths)]
+    for length in shorter + args.lengths:
+        rounds = 0 if length in shorter else args.rounds
+        for row in length_rows(length, args.width, args.tokens, rounds, slow, args.only):
             if length in shorter:
                 continue
             with open(file, "a") as handle:
-                handle.write(json.dumps(row | {"machine": here}) + "\n")
+                handle.write(json.dumps(row | {"machine": machine}) + "\n")
     record = {(r["mixer"], r["peer"], r["length"]): r for r in map(json.loads, file.read_text().splitlines())}
     (HERE / "mixers.md").write_text(page(list(record.values())))
 

@@ -4,7 +4,7 @@ the rows of training had, which is what decoders run.
     python benchmarks/reach.py FILE [--minutes 1] [--tokens 4096]
 
 The first nine tenths of FILE are learned by `segue fit`; the first `--tokens` of the rest are read in pieces, as a
-prompt is, and the nats of each token averaged by its place. The page is results/reach.md.
+prompt is, and the nats of each token averaged by its place. The table is printed, and written to results/reach.md.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ PIECE = 64
 @torch.no_grad()
 def nats(model: Decodable, tokens: np.ndarray) -> np.ndarray:
     """(N - 1,) of tokens (N,), each by all before it."""
-    state, found = model.init_state(1), []
-    for at in range(0, len(tokens) - 1, PIECE):
-        asked = torch.from_numpy(tokens[at + 1 : at + 1 + PIECE]).long()
-        scores = model.extend(torch.from_numpy(tokens[at : at + PIECE]).long()[None], state).logits[0, : len(asked)]
-        found.append(-scores.double().log_softmax(-1).gather(1, asked[:, None])[:, 0].numpy())
+    state, losses = model.init_state(1), []
+    for start in range(0, len(tokens) - 1, PIECE):
+        targets = torch.from_numpy(tokens[start + 1 : start + 1 + PIECE]).long()
+        piece = torch.from_numpy(tokens[start : start + PIECE]).long()[None]
+        logits = model.extend(piece, state).logits[0, : len(targets)]
+        losses.append(-logits.double().log_softmax(-1).gather(1, targets[:, None])[:, 0].numpy())
         state.commit()
-    return np.concatenate(found)
+    return np.concatenate(losses)
 
 
 def main() -> None:
@@ -41,27 +42,27 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--tokens", type=int, default=4096)
-    given = parser.parse_args()
-    text = given.file.read_text(encoding="utf-8")
-    model = segue.fit([text[: 9 * len(text) // 10]], minutes=given.minutes, quiet=True)
+    args = parser.parse_args()
+    text = args.file.read_text(encoding="utf-8")
+    model = segue.fit([text[: 9 * len(text) // 10]], minutes=args.minutes, quiet=True)
     assert isinstance(model.model, Stack) and model.mixture is not None
-    tokens = model.codec.encode(text[9 * len(text) // 10 :])[: given.tokens]
-    near = bound_attention(model.model, model.context)
+    tokens = model.codec.encode(text[9 * len(text) // 10 :])[: args.tokens]
+    bounded = bound_attention(model.model, model.context)
     forms: dict[str, Decodable] = {
-        "network, all of the past": model.model, f"network, the latest {model.context}": near,
+        "network, all of the past": model.model, f"network, the latest {model.context}": bounded,
         "with counts, all of the past": model.mixture.with_network(model.model),
-        f"with counts, the latest {model.context} (what `continue` runs)": model.mixture.with_network(near)}
+        f"with counts, the latest {model.context} (what `continue` runs)": model.mixture.with_network(bounded)}
     edges = [1, model.context, *(model.context * 2**k for k in range(1, 12) if model.context * 2**k < len(tokens)),
              len(tokens)]
     lines = ["# Far from the beginning", "",
-             f"`python benchmarks/reach.py {given.file.name} --minutes {given.minutes:g}` on {describe_machine()}: "
+             f"`python benchmarks/reach.py {args.file.name} --minutes {args.minutes:g}` on {describe_machine()}: "
              f"{len(model.model.config.mixers)} layers of {model.model.config.mixers[0]}, rows of {model.context} "
              f"tokens; nats a token by its place in {len(tokens):,} tokens that were held out", "",
              "| | " + " | ".join(f"{a:,} to {b:,}" for a, b in zip(edges, edges[1:])) + " |",
              f"|---|{'---:|' * (len(edges) - 1)}"]
     for name, form in forms.items():
-        found = nats(form, tokens)
-        lines.append(f"| {name} | " + " | ".join(f"{found[a:b].mean():.3f}" for a, b in zip(edges, edges[1:])) + " |")
+        losses = nats(form, tokens)
+        lines.append(f"| {name} | " + " | ".join(f"{losses[a:b].mean():.3f}" for a, b in zip(edges, edges[1:])) + " |")
     print("\n".join(lines))
     (Path(__file__).parent / "results" / "reach.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -27,7 +27,7 @@ from segue.training.recipe import describe_machine
 BASES, EVENTS, TIMES = 4_600_000, 1_000_000, 3
 
 
-def best(function: Callable[[], Any], times: int = TIMES) -> tuple[float, Any]:
+def best_time(function: Callable[[], Any], times: int = TIMES) -> tuple[float, Any]:
     seconds = []
     for _ in range(times):
         begin = time.perf_counter()
@@ -36,7 +36,7 @@ def best(function: Callable[[], Any], times: int = TIMES) -> tuple[float, Any]:
     return min(seconds), result
 
 
-def genome(folder: Path) -> Path:
+def write_genome(folder: Path) -> Path:
     letters = np.frombuffer(b"ACGT", np.uint8)[np.random.default_rng(0).integers(0, 4, BASES)].tobytes().decode()
     path = folder / "genome.fna.gz"
     path.write_bytes(gzip.compress(b">genome\n" + "\n".join(
@@ -44,7 +44,7 @@ def genome(folder: Path) -> Path:
     return path
 
 
-def log(folder: Path) -> Path:
+def write_events(folder: Path) -> Path:
     draw = np.random.default_rng(0)
     users, items = draw.integers(0, 20_000, EVENTS), draw.zipf(1.4, EVENTS) % 9_000
     when = draw.integers(1, 10 ** 9, EVENTS)
@@ -53,7 +53,7 @@ def log(folder: Path) -> Path:
     return path
 
 
-def by_hand(path: Path) -> dict[str, list[tuple[int, str]]]:
+def read_by_csv(path: Path) -> dict[str, list[tuple[int, str]]]:
     groups = defaultdict(list)
     with open(path, newline="") as handle:
         for row in csv.DictReader(handle):
@@ -63,7 +63,7 @@ def by_hand(path: Path) -> dict[str, list[tuple[int, str]]]:
     return groups
 
 
-def tokenizers_alone(texts: list[str], vocabulary: int) -> Any:
+def train_tokenizers(texts: list[str], vocabulary: int) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -73,15 +73,16 @@ def tokenizers_alone(texts: list[str], vocabulary: int) -> Any:
     return tokenizer
 
 
-def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+def encode_by_tokenizers(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
 
 
-def main() -> None:
+def measure() -> list[tuple[str, float, float | None, str]]:
+    """(task, our seconds, the peer's seconds, the peer) of each row."""
     rows: list[tuple[str, float, float | None, str]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        fasta, table = genome(folder), log(folder)
+        fasta, table = write_genome(folder), write_events(folder)
 
         def biopython() -> int:
             from Bio import SeqIO
@@ -89,34 +90,40 @@ def main() -> None:
             with gzip.open(fasta, "rt") as handle:
                 return sum(len(record.seq) for record in SeqIO.parse(handle, "fasta"))
 
-        ours, data = best(lambda: segue.read(fasta))
-        rows.append((f"read a genome, {BASES / 1e6:.1f} M bases, FASTA gzip", ours, best(biopython)[0], "Biopython"))
-        rows.append(("encode it, a base a token", best(lambda: data.encode(data.codec()))[0], None, ""))
-        rows.append(("encode it, words of 6", best(lambda: data.encode(data.codec(k=6)))[0], None, ""))
-        ours, data = best(lambda: segue.read(table))
-        peer = best(lambda: by_hand(table), 1)[0]
-        rows.append((f"read {EVENTS:,} events, CSV, by user and time", ours, peer, "csv module"))
-        rows.append(("encode them", best(lambda: data.encode(data.codec()), 1)[0], None, ""))
+        seconds, data = best_time(lambda: segue.read(fasta))
+        rows.append((f"read a genome, {BASES / 1e6:.1f} M bases, FASTA gzip", seconds, best_time(biopython)[0],
+                     "Biopython"))
+        rows.append(("encode it, a base a token", best_time(lambda: data.encode(data.codec()))[0], None, ""))
+        rows.append(("encode it, words of 6", best_time(lambda: data.encode(data.codec(k=6)))[0], None, ""))
+        seconds, data = best_time(lambda: segue.read(table))
+        peer_seconds = best_time(lambda: read_by_csv(table), 1)[0]
+        rows.append((f"read {EVENTS:,} events, CSV, by user and time", seconds, peer_seconds, "csv module"))
+        rows.append(("encode them", best_time(lambda: data.encode(data.codec()), 1)[0], None, ""))
         files = [path for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
                  if not {"test", "tests", "idlelib", "lib2to3", "site-packages"} & set(path.parts)]
-        ours, data = best(lambda: segue.read(*map(str, files), kind="code"))
-        plain, texts = best(lambda: [path.read_bytes() for path in files])
-        rows.append((f"read {data.total / 1e6:.1f} MB of source, {len(data)} files", ours, plain, "read_bytes"))
+        seconds, data = best_time(lambda: segue.read(*map(str, files), kind="code"))
+        peer_seconds, texts = best_time(lambda: [path.read_bytes() for path in files])
+        rows.append((f"read {data.total / 1e6:.1f} MB of source, {len(data)} files", seconds, peer_seconds,
+                     "read_bytes"))
         strings = [text.decode("utf-8", "replace") for text in texts]
         for vocabulary in (2048, 4096):
-            ours, codec = best(partial(data.codec, vocabulary=vocabulary), 2)
-            theirs, tokenizer = best(partial(tokenizers_alone, strings, vocabulary), 2)
-            rows.append((f"learn {vocabulary:,} merges of it", ours, theirs, "tokenizers"))
-            ours = best(partial(data.encode, codec), 2)[0]
-            theirs = best(partial(ids_of, tokenizer, strings), 2)[0]
-            rows.append((f"encode it with {vocabulary:,}", ours, theirs, "tokenizers"))
-        held = best(lambda: data.save(folder / "saved"), 1)[0]
-        rows.append(("save it as a data set", held, None, ""))
-        rows.append(("open that", best(lambda: segue.read(folder / "saved"))[0], None, ""))
+            seconds, codec = best_time(partial(data.codec, vocabulary=vocabulary), 2)
+            peer_seconds, tokenizer = best_time(partial(train_tokenizers, strings, vocabulary), 2)
+            rows.append((f"learn {vocabulary:,} merges of it", seconds, peer_seconds, "tokenizers"))
+            seconds = best_time(partial(data.encode, codec), 2)[0]
+            peer_seconds = best_time(partial(encode_by_tokenizers, tokenizer, strings), 2)[0]
+            rows.append((f"encode it with {vocabulary:,}", seconds, peer_seconds, "tokenizers"))
+        save_seconds = best_time(lambda: data.save(folder / "saved"), 1)[0]
+        rows.append(("save it as a data set", save_seconds, None, ""))
+        rows.append(("open that", best_time(lambda: segue.read(folder / "saved"))[0], None, ""))
+    return rows
+
+
+def main() -> None:
     lines = [f"On {describe_machine()}.", "", "| what | segue, s | peer, s | peer | ratio |", "|---|---|---|---|---|"]
-    for what, taken, other, name in rows:
-        beside = f"{other:.3f} | {name} | {other / taken:.1f}x" if other else "| |"
-        lines.append(f"| {what} | {taken:.3f} | {beside} |")
+    for task, seconds, peer_time, name in measure():
+        comparison = f"{peer_time:.3f} | {name} | {peer_time / seconds:.1f}x" if peer_time else "| |"
+        lines.append(f"| {task} | {seconds:.3f} | {comparison} |")
     text = "\n".join(lines)
     print(text)
     out = Path(__file__).parent / "results" / "reading.md"

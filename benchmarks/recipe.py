@@ -1,11 +1,12 @@
-"""What the recipe was chosen by: trainings of equal processor time, each with one entry of its plan changed.
+"""The trials behind the recipe: trainings of equal processor time, each with one entry of its plan changed.
 
     python benchmarks/recipe.py --seconds 60 --data input.txt genome.fna log.csv -- rate=0.02 rows*2 size*0.5
     python benchmarks/recipe.py                               # write results/recipe.md from all tries made so far
 
 A try is an entry of `segue.training.recipe.Plan` (several: with commas) at a value of its own or times a factor; size
 is the recipe's own constant, parameters per root of the compute, vocabulary the codec's. Each has one thread and the
-same processor time, so a longer step means fewer of them. Bits per unit on held-out data, of the network alone.
+same processor time, so a longer step means fewer of them. Bits per unit on held-out data, of the network alone. A row
+is printed for each, and kept in results/recipe.jsonl.
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ RECORD = HERE / "recipe.jsonl"
 BASE = "as it stands"
 
 
-def attempt(path: str, seconds: float, changes: str, seed: int) -> dict[str, Any]:
+def measure_try(path: str, seconds: float, changes: str, seed: int) -> dict[str, Any]:
     """The cell of a data set and a try; "width=128,rows*2" changes two entries."""
-    own, times = dict[str, Any](), dict[str, float]()
+    values, factors = dict[str, Any](), dict[str, float]()
     for change in changes.split(",") if changes != BASE else []:
         name, sign, value = change.partition("*")
         if sign:
-            times[name] = float(value)
+            factors[name] = float(value)
         else:
-            own |= parse_settings([change])
+            values |= parse_settings([change])
     size = recipe.SIZE_FACTOR
-    recipe.SIZE_FACTOR = size * times.pop("size", 1.0)
+    recipe.SIZE_FACTOR = size * factors.pop("size", 1.0)
     try:
-        return cell(path, seconds, seed, times, **own) | {"try": changes, "seed": seed}
+        return cell(path, seconds, seed, factors, **values) | {"try": changes, "seed": seed}
     finally:
         recipe.SIZE_FACTOR = size
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    tried = sorted({row["try"] for row in rows}, key=lambda name: (name != BASE, name))
+    tries = sorted({row["try"] for row in rows}, key=lambda name: (name != BASE, name))
     columns = list(dict.fromkeys((row["data"], row["unit"], row["seconds"]) for row in rows))
     lines = ["# Tries behind the recipe", "",
              f"Printed by `benchmarks/recipe.py`: one thread each, {recipe.describe_machine()}. Held-out bits per unit "
@@ -54,11 +55,11 @@ def table(rows: list[dict[str, Any]]) -> str:
              "|---|" + "---|" * len(columns)]
 
     def mean(name: str, column: tuple[str, str, float]) -> tuple[float, int]:
-        found = {row["seed"]: row["bits"] for row in rows
-                 if row["try"] == name and (row["data"], row["unit"], row["seconds"]) == column}
-        return sum(found.values()) / max(len(found), 1), len(found)
+        bits_by_seed = {row["seed"]: row["bits"] for row in rows
+                        if row["try"] == name and (row["data"], row["unit"], row["seconds"]) == column}
+        return sum(bits_by_seed.values()) / max(len(bits_by_seed), 1), len(bits_by_seed)
 
-    for name in tried:
+    for name in tries:
         cells = []
         for column in columns:
             bits, seeds = mean(name, column)
@@ -77,11 +78,11 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=[], metavar="PATH")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    for path in given.data:
-        for changes in given.tries or [BASE]:
-            row = attempt(path, given.seconds, changes, given.seed)
+    for path in args.data:
+        for changes in args.tries or [BASE]:
+            row = measure_try(path, args.seconds, changes, args.seed)
             print(row, flush=True)
             with open(RECORD, "a") as handle:
                 handle.write(json.dumps(row) + "\n")

@@ -4,8 +4,8 @@
     python benchmarks/serving.py --soak 10               # ten minutes of mixed requests, some of them cancelled
 
 Both answer the same OpenAI completions over HTTP on the loopback interface, greedy, streamed. Each stream asks again as
-soon as it is answered. The first text of a stream is its first token's. Every answer is compared with the one that the
-same server gave when it was asked alone. Needs the extra `bench`. The page is results/serving.md.
+soon as it is answered. The first text of a stream is that of its first token. Every answer is compared with the one
+that the same server gave when it was asked alone. Needs the extra `bench`. The page is results/serving.md.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from typing import IO, Any
 import httpx
 import numpy as np
 import torch
-from decode import HERE, PROMPT, SHAPES, machine, make, table
+from decode import HERE, PROMPT, SHAPES, machine, make_model, table
 
 STREAMS = (1, 8, 32)
 
 
 @dataclass
 class Tally:
-    """What streams were told. first: seconds to the first text of each answer."""
+    """Answers of the streams, counted. wrong: those that differ from the reference. first: seconds to the first text of
+    each answer."""
 
     tokens: int = 0
     answers: int = 0
@@ -64,8 +65,8 @@ def server(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_for(process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
-    until = time.monotonic() + 600  # kernels may have to be compiled first
-    while time.monotonic() < until:
+    deadline = time.monotonic() + 600  # kernels may have to be compiled first
+    while time.monotonic() < deadline:
         if process.poll() is not None:
             log.seek(0)
             raise SystemExit(f"the server stopped: {log.read().decode()[-2000:]}")
@@ -78,27 +79,27 @@ def wait_for(process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> Non
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def commands(folder: Path, port: int) -> dict[str, list[str]]:
-    here = Path(sys.executable).parent
-    return {"segue serve": [str(here / "segue"), "serve", str(folder), "--port", str(port)],
-            "transformers serve": [str(here / "transformers"), "serve", str(folder), "--port", str(port),
+    bin_folder = Path(sys.executable).parent
+    return {"segue serve": [str(bin_folder / "segue"), "serve", str(folder), "--port", str(port)],
+            "transformers serve": [str(bin_folder / "transformers"), "serve", str(folder), "--port", str(port),
                                    "--device", "cpu", "--dtype", "float32"],
             "transformers serve, continuous batching": [
-                str(here / "transformers"), "serve", str(folder), "--port", str(port), "--device", "cpu", "--dtype",
-                "float32", "--continuous-batching"]}
+                str(bin_folder / "transformers"), "serve", str(folder), "--port", str(port), "--device", "cpu",
+                "--dtype", "float32", "--continuous-batching"]}
 
 
-def body(model: str, prompt: str, tokens: int) -> dict[str, Any]:
+def completion_request(model: str, prompt: str, tokens: int) -> dict[str, Any]:
     return {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
 
 
-async def ask(client: httpx.AsyncClient, url: str, request: dict[str, Any], drop_after: int | None = None,
-              ) -> tuple[str, int, float]:
+async def complete(client: httpx.AsyncClient, url: str, request: dict[str, Any], drop_after: int | None = None,
+                   ) -> tuple[str, int, float]:
     """The text, the number of pieces, and the seconds to the first; `drop_after` pieces the client hangs up."""
     begin, first, text, pieces = time.perf_counter(), 0.0, "", 0
     async with client.stream("POST", url, json=request) as response:
@@ -107,10 +108,10 @@ async def ask(client: httpx.AsyncClient, url: str, request: dict[str, Any], drop
         async for line in response.aiter_lines():
             if not line.startswith("data:") or line.endswith("[DONE]"):
                 continue
-            said = json.loads(line[5:])["choices"]
-            if said and said[0].get("text"):
+            choices = json.loads(line[5:])["choices"]
+            if choices and choices[0].get("text"):
                 first = first or time.perf_counter() - begin
-                text += said[0]["text"]
+                text += choices[0]["text"]
                 pieces += 1
                 if drop_after is not None and pieces >= drop_after:
                     break
@@ -122,54 +123,56 @@ def prompts(vocabulary: int, count: int) -> list[str]:
     return [" ".join(f"t{token}" for token in row) for row in draw.integers(2, vocabulary, (count, PROMPT))]
 
 
-async def stream(client: httpx.AsyncClient, url: str, model: str, asked: list[str], known: dict[str, str],
-                 tokens: int, until: float, tally: Tally) -> None:
+async def run_stream(client: httpx.AsyncClient, url: str, model: str, prompts_in_turn: list[str],
+                     references: dict[str, str], tokens: int, deadline: float, tally: Tally) -> None:
     """Ask one prompt after another until the time is over."""
-    for prompt in asked * 1000:
-        if time.perf_counter() > until:
+    for prompt in prompts_in_turn * 1000:
+        if time.perf_counter() > deadline:
             return
-        text, _, first = await ask(client, url, body(model, prompt, tokens))
+        text, _, first = await complete(client, url, completion_request(model, prompt, tokens))
         tally.tokens += text.count("t")  # the words of these models are t0, t1, ...
         tally.answers += 1
         tally.first.append(first)
-        tally.wrong += text != known[prompt]
+        tally.wrong += text != references[prompt]
 
 
-async def load(url: str, model: str, vocabulary: int, tokens: int, seconds: float) -> list[tuple[int, Tally, float]]:
+async def measure_load(url: str, model: str, vocabulary: int, tokens: int,
+                       seconds: float) -> list[tuple[int, Tally, float]]:
     """Tallies of 1, 8 and 32 streams, each for so many seconds, and how long they took."""
-    found = []
+    tallies = []
     async with httpx.AsyncClient(timeout=600) as client:
         texts = prompts(vocabulary, 8)
-        known = {prompt: (await ask(client, url, body(model, prompt, tokens)))[0] for prompt in texts}
+        references = {prompt: (await complete(client, url, completion_request(model, prompt, tokens)))[0]
+                      for prompt in texts}
         for count in STREAMS:
             tally, begin = Tally(), time.perf_counter()
-            await asyncio.gather(*(stream(client, url, model, texts[k % 8 :] + texts[: k % 8], known, tokens,
-                                          begin + seconds, tally) for k in range(count)))
-            found.append((count, tally, time.perf_counter() - begin))
-    return found
+            await asyncio.gather(*(run_stream(client, url, model, texts[k % 8 :] + texts[: k % 8], references, tokens,
+                                              begin + seconds, tally) for k in range(count)))
+            tallies.append((count, tally, time.perf_counter() - begin))
+    return tallies
 
 
 def measure(name: str, tokens: int, seconds: float) -> str:
     rows, port = [], free_port()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / name
-        make(name, folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / name
+        make_model(name, folder)
         speeds: dict[int, float] = {}
-        for who, command in commands(folder, port).items():
-            model = name if who.startswith("segue") else str(folder)
+        for server_name, command in commands(folder, port).items():
+            model = name if server_name.startswith("segue") else str(folder)
             try:
                 with server(command, port):
-                    found = asyncio.run(load(f"http://127.0.0.1:{port}/v1/completions", model,
-                                             SHAPES[name.split("-")[1]]["vocabulary"], tokens, seconds))
+                    tallies = asyncio.run(measure_load(f"http://127.0.0.1:{port}/v1/completions", model,
+                                                       SHAPES[name.split("-")[1]]["vocabulary"], tokens, seconds))
             except (RuntimeError, httpx.HTTPError, SystemExit) as error:
                 reason = str(error).strip().splitlines()[-1][:120] if str(error).strip() else type(error).__name__
-                rows.append([who, *["-"] * 5, reason])
+                rows.append([server_name, *["-"] * 5, reason])
                 continue
-            for count, tally, took in found:
-                speed = tally.tokens / took
-                if who == "segue serve":
+            for count, tally, elapsed in tallies:
+                speed = tally.tokens / elapsed
+                if server_name == "segue serve":
                     speeds[count] = speed
-                rows.append([who, str(count), f"{speed:,.0f}", f"{speeds.get(count, 0) / max(speed, 1e-9):.1f}",
+                rows.append([server_name, str(count), f"{speed:,.0f}", f"{speeds.get(count, 0) / max(speed, 1e-9):.1f}",
                              f"{statistics.median(tally.first) * 1e3:,.0f}",
                              f"{np.quantile(tally.first, 0.95) * 1e3:,.0f}", f"{tally.wrong} of {tally.answers}"])
     head = ["", "streams", "tokens/s", "segue is so many times as fast", "first text, ms: median", "95%",
@@ -183,19 +186,19 @@ def resident(pid: int) -> float:
         return next(int(line.split()[1]) / 1024 for line in handle if line.startswith("VmRSS"))
 
 
-async def wander(client: httpx.AsyncClient, url: str, texts: list[str], known: dict[tuple[str, int], str], until: float,
-                 seed: int, tally: Tally) -> None:
+async def run_random_client(client: httpx.AsyncClient, url: str, texts: list[str],
+                            references: dict[tuple[str, int], str], deadline: float, seed: int, tally: Tally) -> None:
     """Ask for answers of all lengths, hang up on every fifth, now and then wait."""
     draw = random.Random(seed)
-    while time.perf_counter() < until:
-        prompt, tokens = draw.choice(list(known))
+    while time.perf_counter() < deadline:
+        prompt, tokens = draw.choice(list(references))
         drop = draw.randrange(1, tokens) if draw.random() < 0.2 else None
-        text, _, first = await ask(client, url, body("llama-7m", prompt, tokens), drop)
-        whole = known[prompt, tokens]
+        text, _, first = await complete(client, url, completion_request("llama-7m", prompt, tokens), drop)
+        reference = references[prompt, tokens]
         tally.answers += 1
         tally.tokens += text.count("t")  # the words of these models are t0, t1, ...
         tally.first.append(first)
-        tally.wrong += (not whole.startswith(text)) if drop is not None else text != whole
+        tally.wrong += (not reference.startswith(text)) if drop is not None else text != reference
         if draw.random() < 0.1:
             await asyncio.sleep(draw.random())
 
@@ -208,24 +211,26 @@ def soak(minutes: float) -> str:
         url, tally = f"http://127.0.0.1:{port}/v1/completions", Tally()
         async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=64)) as client:
             texts = prompts(SHAPES["7m"]["vocabulary"], 24)
-            known = {(prompt, tokens): (await ask(client, url, body("llama-7m", prompt, tokens)))[0]
-                     for prompt in texts for tokens in (8, 40, 120)}
-            until = time.perf_counter() + 60 * minutes
+            references = {(prompt,
+                           tokens): (await complete(client, url, completion_request("llama-7m", prompt, tokens)))[0]
+                          for prompt in texts for tokens in (8, 40, 120)}
+            deadline = time.perf_counter() + 60 * minutes
 
             async def watch() -> None:
-                while time.perf_counter() < until:
+                while time.perf_counter() < deadline:
                     memory.append(resident(pid))
                     await asyncio.sleep(max(0.5, 60 * minutes / 200))
 
-            await asyncio.gather(watch(), *(wander(client, url, texts, known, until, k, tally) for k in range(16)))
+            await asyncio.gather(watch(), *(run_random_client(client, url, texts, references, deadline, k, tally)
+                                            for k in range(16)))
             await asyncio.sleep(1)
             health = (await client.get(f"http://127.0.0.1:{port}/health")).json()
         print(json.dumps(health), flush=True)
         return tally
 
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "llama-7m"
-        make("llama-7m", folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "llama-7m"
+        make_model("llama-7m", folder)
         with server(commands(folder, port)["segue serve"], port) as process:
             tally = asyncio.run(run(process.pid))
     fifth = max(1, len(memory) // 5)

@@ -4,7 +4,8 @@
     python benchmarks/stacks.py --seconds 120 --stacks attention gla -- input.txt
 
 Every cell has the same processor time on one thread (so a busy machine troubles none), the same split, the recipe's
-plan for that data and time, and another mixer. Bits per unit on held-out data, of the network alone.
+plan for that data and time, and another mixer. Bits per unit on held-out data, of the network alone. A row is printed
+for each cell, and kept in results/stacks.jsonl; the page is results/stacks.md.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ HERE = Path(__file__).parent / "results"
 STACKS = ("attention", "lstm", "gru", "mamba", "gla", "gla+attention")
 
 
-def cell(path: str, seconds: float, seed: int = 0, times: dict[str, float] | None = None, **choices: Any,
+def cell(path: str, seconds: float, seed: int = 0, factors: dict[str, float] | None = None, **choices: Any,
          ) -> dict[str, Any]:
     """Train for so many seconds of one processor by the recipe's plan, with `choices` instead of its own and entries
-    multiplied by `times`; score what is held out."""
+    multiplied by `factors`; score what is held out."""
     data = segue.read(path)
-    train, held = data.split(0.05)
+    train, test = data.split(0.05)
     codec = train.codec(**{"vocabulary": choices.pop("vocabulary")} if "vocabulary" in choices else {})
-    store, exam = train.encode(codec), held.encode(codec)
+    store, test_store = train.encode(codec), test.encode(codec)
     precision = "bfloat16" if is_bfloat16_fast(1) else "float32"
     plan, _ = choose_plan(Facts(int(store.lengths.sum()), int(store.lengths.max()), codec.size, 1, 1.5e11, precision,
                                 seconds), seed=seed, **choices)
-    own = plan.to_dict()
-    plan = plan.with_(**{name: type(own[name])(own[name] * factor) for name, factor in (times or {}).items()})
+    entries = plan.to_dict()
+    plan = plan.with_(**{name: type(entries[name])(entries[name] * factor) for name, factor in (factors or {}).items()})
 
     with closing(Batches(store, plan.context, plan.rows, seed)) as batches:
         trial = Run(build(plan), batches, plan)
@@ -53,17 +54,19 @@ def cell(path: str, seconds: float, seed: int = 0, times: dict[str, float] | Non
         begin = time.process_time()
         trial.advance()
         trial.advance()
-        each = (time.process_time() - begin) / 2
-    plan, model = replace(plan, steps=max(4, int(seconds / each))), build(plan)
+        step_seconds = (time.process_time() - begin) / 2
+    plan, model = replace(plan, steps=max(4, int(seconds / step_seconds))), build(plan)
     with closing(Batches(store, plan.context, plan.rows, seed)) as batches:
-        run = Run(model, batches, plan, held_out=held_out_scorer(exam, plan))  # whose best weights are kept, as by fit
+        # The best weights by these scores are kept, as by fit.
+        run = Run(model, batches, plan, held_out=held_out_scorer(test_store, plan))
         run.train(quiet=True)
-    scored = score(model, exam, None if has_constant_state(model) else plan.context)
+    evaluation = score(model, test_store, None if has_constant_state(model) else plan.context)
     return {"data": f"{data.kind.name}: {Path(path).name}", "unit": data.kind.unit, "stack": plan.mixer,
-            "seconds": seconds, "bits": round(float(scored.nats.sum()) / math.log(2) / int(exam.units.sum()), 4),
+            "seconds": seconds,
+            "bits": round(float(evaluation.nats.sum()) / math.log(2) / int(test_store.units.sum()), 4),
             "steps": plan.steps, "taken": run.step, "rows": plan.rows, "context": plan.context, "width": plan.width,
             "depth": plan.depth,
-            "tokens_per_second": round(plan.tokens_per_step / each),
+            "tokens_per_second": round(plan.tokens_per_step / step_seconds),
             "parameters": sum(p.numel() for p in model.parameters())}
 
 
@@ -93,15 +96,15 @@ def main() -> None:
     parser.add_argument("data", nargs="+", metavar="PATH")
     parser.add_argument("--stacks", nargs="*", default=list(STACKS))
     parser.add_argument("--seconds", type=float, default=120.0)
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     HERE.mkdir(exist_ok=True)
     record = HERE / "stacks.jsonl"
-    for stack in given.stacks:
+    for stack in args.stacks:
         expand_pattern(stack)
-    for path in given.data:
-        for stack in given.stacks:
-            row = cell(path, given.seconds, mixer=stack)
+    for path in args.data:
+        for stack in args.stacks:
+            row = cell(path, args.seconds, mixer=stack)
             print(row, flush=True)
             with open(record, "a") as handle:
                 handle.write(json.dumps(row) + "\n")

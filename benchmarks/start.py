@@ -1,8 +1,9 @@
-"""How long until something happens: what `import segue` adds to `import torch`, and the command line's help.
+"""Time to start: what `import segue` adds to `import torch`, and the command line's help.
 
     python benchmarks/start.py
 
-Whole processes, wall clock, the median of several after one to warm the file cache, taken in turns.
+Whole processes, wall clock, the median of several after one to warm the file cache, taken in turns. The table is
+printed, and written to results/start.md.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ def main() -> None:
             begin = time.perf_counter()
             subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
             times[name].append(time.perf_counter() - begin)
-    taken = {name: statistics.median(values[1:]) for name, values in times.items()}
-    added = taken["import torch, segue"] - taken["import torch"]
+    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+    added = medians["import torch, segue"] - medians["import torch"]
     lines = ["# Starting", "", "`python benchmarks/start.py`", "", f"On {describe_machine()}.", "",
              "| process | seconds |", "|---|---|",
-             *(f"| `{name}` | {seconds:.3f} |" for name, seconds in taken.items()), "",
+             *(f"| `{name}` | {seconds:.3f} |" for name, seconds in medians.items()), "",
              f"`import segue` adds {added:.3f} s to `import torch`; a verb loads when it is first used, `fit` "
-             f"in {taken['import torch, segue; segue.fit'] - taken['import torch, segue']:.3f} s more."]
+             f"in {medians['import torch, segue; segue.fit'] - medians['import torch, segue']:.3f} s more."]
     text = "\n".join(lines) + "\n"
     print(text)
     (Path(__file__).parent / "results" / "start.md").write_text(text)

@@ -13,15 +13,15 @@ from rich import print
 import segue
 
 
-def main(old: str, new: str, **dial: float) -> dict[str, float]:
+def main(old: str, new: str, **settings: float) -> dict[str, float]:
     """Returns the bits forgotten per strategy."""
     forgotten = {}
     with tempfile.TemporaryDirectory() as folder:
-        segue.fit(segue.read(old), **dial).save(folder)
+        segue.fit(segue.read(old), **settings).save(folder)
         for strategy in ("naive", "replay"):
             model = segue.load(folder)
             model.folder = None  # learn on in memory only: the folder stays what it was
-            report = model.update(new, strategy=strategy, name="new", **dial)
+            report = model.update(new, strategy=strategy, name="new", **settings)
             print(report)
             forgotten[strategy] = report.matrix.forgetting(report.matrix.names[0])
     return forgotten

@@ -10,8 +10,8 @@ import sys
 import segue
 
 
-def main(folder: str, prime: str, **dial: float) -> str:
-    model = segue.fit(segue.read(folder), **dial)
+def main(folder: str, prime: str, **settings: float) -> str:
+    model = segue.fit(segue.read(folder), **settings)
     answer = model.continue_(prime, n=100, decoder="sample", temperature=0.8, seed=0)
     print(prime + answer.text)
     print(f"[{answer.note}]")

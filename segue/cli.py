@@ -184,8 +184,7 @@ def fit(paths: Paths,
     """Learn a model of the files. An interrupted or killed run goes on when the same command is run again."""
     check_duration(minutes, steps)
     options = parse_settings(choices) | drop_unset(minutes=minutes, steps=steps, mixer=mixer, seed=seed,
-                                                   objective=objective,
-                                        device=device)
+                                                   objective=objective, device=device)
     if twice := {"data", "out"} & options.keys():
         raise SegueError(f"{' and '.join(sorted(twice))} cannot be --set: give PATH and --out")
     data = read_files(paths, kind, how)
@@ -340,7 +339,7 @@ def prefer(model: Model,
     """Learn from pairs which of two continuations is better (DPO), and measure what that changed."""
     check_duration(None, steps)
     report = segue.load(model).prefer(pairs, **drop_unset(steps=steps, rate=rate, beta=beta, seed=seed,
-                                                           device=device))
+                                                          device=device))
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
@@ -487,9 +486,8 @@ def compare(paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", s
             seed: Seed = None, choices: Choices = None, device: Bulk = None) -> None:
     """Which method predicts these sequences best? Classical and neural, on one split. Or: which mixer learns what?"""
     data = read_files(paths, kind, how) if paths else None
-    report = segue.compare(data, **parse_settings(choices) | drop_unset(minutes=minutes, tasks=tasks, out=out,
-                                                                       seed=seed,
-                                                         device=device))
+    options = parse_settings(choices) | drop_unset(minutes=minutes, tasks=tasks, out=out, seed=seed, device=device)
+    report = segue.compare(data, **options)
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
@@ -556,7 +554,7 @@ def design(model: Model,
     """Propose new DNA or protein sequences that are predicted to score high, from a table of measured ones."""
     check_duration(None, steps)
     choices = drop_unset(n=n, by=by, sequence=sequence, score=score, lower=lower or None, positions=positions,
-                    changes=changes, steps=steps, seed=seed)
+                         changes=changes, steps=steps, seed=seed)
     try:
         designs = segue.load(model, device).design(scores, **choices)
     except SegueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from types import ModuleType
 
 
@@ -15,6 +16,12 @@ class SegueError(Exception):
     def __init__(self, message: str) -> None:
         # A file name need not be valid Unicode; the message must print all the same.
         super().__init__(" ".join(message.encode("utf-8", "backslashreplace").decode().split()))
+
+
+def check_choice(what: str, value: object, choices: Collection[str]) -> None:
+    """Raise SegueError, with all choices, where `value` is none of them. what: it is the name of, for the error."""
+    if value not in choices:
+        raise SegueError(f"{what} '{value}' is unknown: choose from {', '.join(choices)}")
 
 
 def require(module: str, extra: str) -> ModuleType:

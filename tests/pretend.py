@@ -31,7 +31,7 @@ class Mixed(RuntimeError):
     """Tensors of two devices in one operation."""
 
 
-def there(tensor: Tensor) -> bool:
+def is_on_device(tensor: Tensor) -> bool:
     """Whether a tensor is on the pretended device."""
     with torch._C.DisableTorchFunction():
         if tensor.layout != torch.strided:
@@ -39,15 +39,15 @@ def there(tensor: Tensor) -> bool:
         return getattr(tensor.untyped_storage(), "_pretended", False)
 
 
-def put(value: Any, on: bool = True) -> Any:
+def mark(value: Any, on: bool = True) -> Any:
     """Mark the tensors in a value as there, or not."""
-    def one(leaf: Any) -> Any:
+    def mark_leaf(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             with torch._C.DisableTorchFunction():
                 (leaf if leaf.layout != torch.strided else leaf.untyped_storage())._pretended = on  # type: ignore
         return leaf
 
-    return tree_map(one, value)
+    return tree_map(mark_leaf, value)
 
 
 class Operations(TorchDispatchMode):
@@ -62,19 +62,19 @@ class Operations(TorchDispatchMode):
         kwargs = kwargs or {}
         leaves, _ = tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        on = [there(each) for each in tensors]
+        on = [is_on_device(tensor) for tensor in tensors]
         if any(on) and function not in ACROSS:
-            met = tensors
+            operands = tensors
             if function in INDEXED and on[0]:
-                met = [args[0], *args[2:3]]
+                operands = [args[0], *args[2:3]]
             strict = function in STRICT
-            if alone := [t for t in met if isinstance(t, Tensor) and not there(t) and (t.dim() or strict)]:
-                shapes = ", ".join(f"{tuple(t.shape)} on {'cuda' if there(t) else 'cpu'}" for t in tensors)
-                raise Mixed(f"{function}: tensors on two devices ({shapes}): {len(alone)} on the CPU")
+            if single := [t for t in operands if isinstance(t, Tensor) and not is_on_device(t) and (t.dim() or strict)]:
+                shapes = ", ".join(f"{tuple(t.shape)} on {'cuda' if is_on_device(t) else 'cpu'}" for t in tensors)
+                raise Mixed(f"{function}: tensors on two devices ({shapes}): {len(single)} on the CPU")
         out = function(*args, **kwargs)
         if function in ACROSS:
-            return out if function is aten.copy_.default else put(out, on[0])
-        return put(out) if any(on) or (self.inside and not tensors) else out
+            return out if function is aten.copy_.default else mark(out, on[0])
+        return mark(out) if any(on) or (self.inside and not tensors) else out
 
 
 class Calls(TorchFunctionMode):
@@ -87,70 +87,70 @@ class Calls(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(function, "__name__", "")
-        mine = args[0] if args and isinstance(args[0], Tensor) else None
+        target = args[0] if args and isinstance(args[0], Tensor) else None
         if getattr(function, "__self__", None) is Tensor.device:
-            return CUDA if there(mine) else CPU  # type: ignore[arg-type]
+            return CUDA if is_on_device(target) else CPU  # type: ignore[arg-type]
         if getattr(function, "__self__", None) is Tensor.is_cuda:
-            return there(mine)  # type: ignore[arg-type]
+            return is_on_device(target)  # type: ignore[arg-type]
         if function is Tensor.cuda:
             return self.move(args[0], CUDA)
         if function is Tensor.cpu:
             return self.move(args[0], CPU)
         if function is Tensor.to:
             return self.to(args, kwargs)
-        if name in ("numpy", "__array__") and mine is not None and there(mine) and not kwargs.get("force"):
+        if name in ("numpy", "__array__") and target is not None and is_on_device(target) and not kwargs.get("force"):
             raise TypeError("can't convert cuda device type tensor to numpy")
         if name == "is_pinned":
             return False
         if name == "get_device":
-            return 0 if there(mine) else -1  # type: ignore[arg-type]
-        asked = kwargs.get("device")
-        if asked is not None:
-            asked = torch.device(asked)
+            return 0 if is_on_device(target) else -1  # type: ignore[arg-type]
+        requested = kwargs.get("device")
+        if requested is not None:
+            requested = torch.device(requested)
             kwargs["device"] = CPU
-        on = asked.type == "cuda" if asked is not None else mine is not None and there(mine)
-        for each in (*args, *kwargs.values()):
-            if isinstance(each, self.sort) and on != any(each is one for one in self.generators):
+        on = requested.type == "cuda" if requested is not None else target is not None and is_on_device(target)
+        for argument in (*args, *kwargs.values()):
+            if isinstance(argument, self.sort) and on != any(argument is generator for generator in self.generators):
                 raise Mixed(f"{name}: a generator of one device for a tensor of another")
         leaves, _ = tree_flatten((args, kwargs))
         was, self.operations.inside = self.operations.inside, any(
-            isinstance(leaf, Tensor) and there(leaf) for leaf in leaves) and asked is None
+            isinstance(leaf, Tensor) and is_on_device(leaf) for leaf in leaves) and requested is None
         try:
             out = function(*args, **kwargs)
         finally:
             self.operations.inside = was
-        if asked is not None and isinstance(out, Tensor):
-            if name in ("as_tensor", "asarray") and there(out) != (asked.type == "cuda"):
+        if requested is not None and isinstance(out, Tensor):
+            if name in ("as_tensor", "asarray") and is_on_device(out) != (requested.type == "cuda"):
                 out = out.clone()
-            return put(out, asked.type == "cuda")
-        if name == "new_tensor" and mine is not None:
-            return put(out, there(mine))
+            return mark(out, requested.type == "cuda")
+        if name == "new_tensor" and target is not None:
+            return mark(out, is_on_device(target))
         return out
 
     def move(self, tensor: Tensor, where: torch.device) -> Tensor:
         on = where.type == "cuda"
-        return tensor if there(tensor) == on else put(tensor.clone(), on)
+        return tensor if is_on_device(tensor) == on else mark(tensor.clone(), on)
 
     def to(self, args: Any, kwargs: Any) -> Tensor:
         tensor, rest, where = args[0], [], None
-        for each in args[1:]:
-            if isinstance(each, Tensor):
-                where = CUDA if there(each) else CPU
-                rest.append(each.dtype)
-            elif isinstance(each, str | torch.device):
-                where = torch.device(each)
-            elif isinstance(each, torch.dtype):
-                rest.append(each)
+        for argument in args[1:]:
+            if isinstance(argument, Tensor):
+                where = CUDA if is_on_device(argument) else CPU
+                rest.append(argument.dtype)
+            elif isinstance(argument, str | torch.device):
+                where = torch.device(argument)
+            elif isinstance(argument, torch.dtype):
+                rest.append(argument)
         for name in ("device", "other"):
-            if (each := kwargs.pop(name, None)) is not None:
-                if isinstance(each, Tensor):
-                    rest.append(each.dtype)
-                    where = CUDA if there(each) else CPU
+            if (argument := kwargs.pop(name, None)) is not None:
+                if isinstance(argument, Tensor):
+                    rest.append(argument.dtype)
+                    where = CUDA if is_on_device(argument) else CPU
                 else:
-                    where = torch.device(each)
-        was = there(tensor)
+                    where = torch.device(argument)
+        was = is_on_device(tensor)
         out = tensor.to(*rest, **kwargs) if rest or kwargs else tensor
-        put(out, was)
+        mark(out, was)
         return out if where is None else self.move(out, where)
 
 
@@ -160,10 +160,10 @@ def pretended() -> Iterator[str]:
     real = torch.Generator
 
     def generator(device: Any = "cpu") -> torch.Generator:
-        made = real()
+        created = real()
         if torch.device(device).type == "cuda":
-            calls.generators.append(made)
-        return made
+            calls.generators.append(created)
+        return created
 
     importlib.import_module("torch._dynamo")  # which the modes load, and which must find the generator unchanged
     operations = Operations()

@@ -44,9 +44,9 @@ def losses_of_two(folder: Path, *makers: str) -> list[list[float]]:
     """The loss of each step of the `Run`s that functions "module.function" of these tests give, one after the other,
     trained by the same two processes."""
     (folder / "two.py").write_text(TRAINING)
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                           str(folder / "two.py"), str(folder / "losses.json"), *makers], cwd=ROOT,
-                          capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                              str(folder / "two.py"), str(folder / "losses.json"), *makers], cwd=ROOT,
+                             capture_output=True, text=True, timeout=300,
+                             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
+    assert process.returncode == 0, process.stderr
     return json.loads((folder / "losses.json").read_text())

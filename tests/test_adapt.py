@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from weights import shake
 
 from segue.mixers.cache import Cache
 from segue.mixers.layout import Layout
@@ -21,19 +22,20 @@ MIXED = ["attention", "gru", "mamba"]
 
 def stack(*mixers: str, **options: Any) -> Stack:
     torch.manual_seed(0)
-    each = {"attention": {"heads": 2, **options}, "mamba": {"states": 2}, "jrt": {"heads": 2, "key_width": 3}}
-    made = Stack(StackConfig(9, 16, list(mixers), {name: each[name] for name in mixers if name in each}))
-    made = made.double().eval()
-    for parameter in made.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
-    return made
+    options_by_mixer = {"attention": {"heads": 2, **options}, "mamba": {"states": 2},
+                        "jrt": {"heads": 2, "key_width": 3}}
+    model = Stack(StackConfig(9, 16, list(mixers), {name: options_by_mixer[name] for name in mixers
+                                                    if name in options_by_mixer}))
+    model = model.double().eval()
+    shake(model, 0.2)
+    return model
 
 
 def text(length: int, rows: int = 2) -> Tensor:
     return torch.randint(9, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-def plain(model: Stack, tokens: Tensor) -> Tensor:
+def plain_nats(model: Stack, tokens: Tensor) -> Tensor:
     with torch.no_grad():
         logits = model(tokens[:, :-1]).logits
     return F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
@@ -43,45 +45,45 @@ def plain(model: Stack, tokens: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("mixers", [["attention"], ["gru"], MIXED, ["s4", "attention"]])
-def test_without_a_rate_it_is_evaluation(mixers: list[str]) -> None:
+def test_a_zero_rate_equals_evaluation(mixers: list[str]) -> None:
     model, tokens = stack(*mixers), text(23)
     for block in (1, 5, 40):
-        torch.testing.assert_close(state_evaluation(model, tokens, block, 0.0), plain(model, tokens))
-        torch.testing.assert_close(dynamic_evaluation(model, tokens, block, 0.0), plain(model, tokens))
+        torch.testing.assert_close(state_evaluation(model, tokens, block, 0.0), plain_nats(model, tokens))
+        torch.testing.assert_close(dynamic_evaluation(model, tokens, block, 0.0), plain_nats(model, tokens))
 
 
 @pytest.mark.parametrize("mixers", [["attention"], MIXED, ["s4"]])
-def test_a_block_is_scored_before_anything_is_learned_from_it(mixers: list[str]) -> None:
+def test_blocks_are_scored_before_they_are_learned(mixers: list[str]) -> None:
     """The first block's score is that of plain evaluation, and what comes later changes nothing of what came before."""
     model, tokens = stack(*mixers), text(21)
     weights = [p.clone() for p in model.parameters()]
     for evaluate in (state_evaluation, dynamic_evaluation):
-        found = evaluate(model, tokens, 5, 0.1)
-        torch.testing.assert_close(found[:, :5], plain(model, tokens)[:, :5])
-        assert (found[:, 5:] - plain(model, tokens)[:, 5:]).abs().max() > 1e-3
+        results = evaluate(model, tokens, 5, 0.1)
+        torch.testing.assert_close(results[:, :5], plain_nats(model, tokens)[:, :5])
+        assert (results[:, 5:] - plain_nats(model, tokens)[:, 5:]).abs().max() > 1e-3
         other = tokens.clone()
         other[:, 16:] = (other[:, 16:] + 1) % 9
-        torch.testing.assert_close(evaluate(model, other, 5, 0.1)[:, :15], found[:, :15])
+        torch.testing.assert_close(evaluate(model, other, 5, 0.1)[:, :15], results[:, :15])
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters()))
 
 
 @pytest.mark.parametrize("mixers", [["attention", "attention"], MIXED])
-def test_gradients_of_the_state_against_finite_differences(mixers: list[str]) -> None:
+def test_state_gradients_equal_finite_differences(mixers: list[str]) -> None:
     model, tokens = stack(*mixers), text(12)
     state = model.init_state(2)
     with torch.no_grad():
         model.extend(tokens[:, :5], state)
         state.commit()
-    kept = state.snapshot()
+    snapshot = state.snapshot()
     _, before, grads = StateOptimiser(model, state, 0.1).gradients(tokens[:, 5:11], tokens[:, 6:])
 
     def loss(name: str, place: tuple[int, ...], change: float) -> float:
-        one, tensors = kept.snapshot(), kept.tensors()
+        copied_state, tensors = snapshot.snapshot(), snapshot.tensors()
         moved = tensors[name].clone()
         moved[place] += change
-        one.load({**tensors, name: moved})
+        copied_state.load({**tensors, name: moved})
         with torch.no_grad():
-            return float(token_nats(model, tokens[:, 5:11], tokens[:, 6:], one).sum())
+            return float(token_nats(model, tokens[:, 5:11], tokens[:, 6:], copied_state).sum())
 
     for name, x in before.items():
         place = tuple(size // 2 for size in x.shape)
@@ -92,7 +94,7 @@ def test_gradients_of_the_state_against_finite_differences(mixers: list[str]) ->
 
 def by_hand(model: Stack, tokens: Tensor, block: int, rate: float) -> Tensor:
     """One layer of attention, of which each node's key and value have an optimiser of their own."""
-    layer, told = model.blocks[0], []
+    layer, nats_by_block = model.blocks[0], []
     mixer: Any = layer.mixer
     nodes: list[tuple[list[Tensor], torch.optim.Adam]] = []
     for begin in range(0, tokens.shape[1] - 1, block):
@@ -103,20 +105,20 @@ def by_hand(model: Stack, tokens: Tensor, block: int, rate: float) -> Tensor:
             pair = [y[:, :, i].detach().clone().requires_grad_() for y in (k, v)]
             nodes.append((pair, torch.optim.Adam(pair, rate)))
         keys, values = (torch.stack([pair[which] for pair, _ in nodes], 2) for which in (0, 1))
-        seen = torch.arange(len(nodes)) <= torch.arange(begin, end)[:, None]
-        x = x + mixer.output(F.scaled_dot_product_attention(q, keys, values, attn_mask=seen), x)
+        visible = torch.arange(len(nodes)) <= torch.arange(begin, end)[:, None]
+        x = x + mixer.output(F.scaled_dot_product_attention(q, keys, values, attn_mask=visible), x)
         logits = model.head(model.norm(x + layer.channel(layer.channel_norm(x))))  # type: ignore[misc]
         nats = F.cross_entropy(logits.transpose(1, 2), tokens[:, begin + 1 : end + 1], reduction="none")
-        told.append(nats.detach())
+        nats_by_block.append(nats.detach())
         for _, adam in nodes:
             adam.zero_grad()
         nats.sum().backward()
         for _, adam in nodes:
             adam.step()
-    return torch.cat(told, 1)
+    return torch.cat(nats_by_block, 1)
 
 
-def test_every_key_and_value_has_an_adam_of_its_own() -> None:
+def test_every_key_and_value_has_its_own_adam() -> None:
     model, tokens = stack("attention"), text(24)
     expected = by_hand(model, tokens, 5, 0.05)
     torch.testing.assert_close(state_evaluation(model, tokens, 5, 0.05), expected)
@@ -125,30 +127,30 @@ def test_every_key_and_value_has_an_adam_of_its_own() -> None:
     assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_moments_leave_with_what_the_window_drops() -> None:
+def test_optimiser_moments_leave_with_dropped_cache_rows() -> None:
     """A windowed cache forgets; what stays in sight moves as if nothing had been dropped."""
     model, tokens = stack("attention", "attention", window=6), text(160, 1)
     optimiser = StateOptimiser(model, model.init_state(1), 0.05)
-    found, sizes = [], []
+    result, sizes = [], []
     for begin in range(0, 155, 5):
-        found.append(optimiser.read(tokens[:, begin : begin + 5], tokens[:, begin + 1 : begin + 6]))
+        result.append(optimiser.read(tokens[:, begin : begin + 5], tokens[:, begin + 1 : begin + 6]))
         cache = optimiser.state.layers[0]["cache"]
         assert isinstance(cache, Cache) and optimiser.moments["0.cache.k"][0].shape == cache.tensors()["k"].shape
         sizes.append(cache.longest)
     assert max(sizes) < 100 and sizes != sorted(sizes)
-    kept = stack("attention", "attention", window=6)
-    for block in kept.blocks:
+    windowed = stack("attention", "attention", window=6)
+    for block in windowed.blocks:
         block.mixer._cache_window = lambda: None  # type: ignore[method-assign, union-attr, operator]
-    torch.testing.assert_close(torch.cat(found, 1), state_evaluation(kept, tokens[:, :156], 5, 0.05))
+    torch.testing.assert_close(torch.cat(result, 1), state_evaluation(windowed, tokens[:, :156], 5, 0.05))
 
 
-def test_it_lowers_the_loss_of_a_text_that_repeats() -> None:
+def test_adaptation_lowers_the_loss_of_repeated_text() -> None:
     """Both learn a text of one phrase that the model knows nothing of; of caches and of carries."""
     tokens = torch.tensor([[1, 5, 2, 7, 3, 3, 8, 0] * 12])
-    for mixers, least in ((["attention"], 0.05), (["gru"], 0.0), (MIXED, 0.05)):  # a gated unit soon forgets
+    for mixers, smallest_gain in ((["attention"], 0.05), (["gru"], 0.0), (MIXED, 0.05)):  # a gated unit soon forgets
         model = stack(*mixers)
-        before = float(plain(model, tokens).mean())
-        assert float(state_evaluation(model, tokens, 8, 0.05).mean()) < before - least, mixers
+        before = float(plain_nats(model, tokens).mean())
+        assert float(state_evaluation(model, tokens, 8, 0.05).mean()) < before - smallest_gain, mixers
         assert float(dynamic_evaluation(model, tokens, 8, 0.1).mean()) < before - 0.05, mixers
 
 
@@ -157,21 +159,20 @@ def test_it_lowers_the_loss_of_a_text_that_repeats() -> None:
 
 def recurrent(*mixers: str, **options: Any) -> WindowRecurrence:
     model = WindowRecurrence(stack(*mixers), 6, vectors=3, **options).double()
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    shake(model, 0.2)
     return model
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("mixers", [["attention", "attention"], MIXED])
-def test_a_row_of_one_window_is_read_by_the_stack_alone(mixers: list[str]) -> None:
+def test_a_single_window_equals_the_stack(mixers: list[str]) -> None:
     model, tokens = recurrent(*mixers), text(20)
     assert torch.equal(model(tokens).logits[:, :6], model.stack(tokens[:, :6]).logits)
     assert not torch.allclose(model(tokens).logits[:, 6:12], model.stack(tokens[:, 6:12]).logits)
 
 
 @torch.no_grad()
-def test_vectors_of_single_elements_are_those_elements_in_front() -> None:
+def test_summaries_of_single_elements_equal_prepended_elements() -> None:
     """With a pool for each element and a module that adds nothing, the upper block reads the window before and this
     one in one piece, as the lower block gave them."""
     base, tokens = stack("attention", "attention"), text(20)
@@ -184,18 +185,18 @@ def test_vectors_of_single_elements_are_those_elements_in_front() -> None:
 
 
 @torch.no_grad()
-def test_vectors_begin_as_means_of_ever_shorter_ends() -> None:
+def test_summaries_start_as_means_of_shrinking_suffixes() -> None:
     x = torch.randn(2, 16, 16, dtype=torch.float64)
     model = WindowRecurrence(stack("attention"), 16, vectors=3).double()
     means = torch.stack([x[:, -end:].mean(1) for end in (16, 4, 1)], 1)
     torch.testing.assert_close(model.summary(x), means, atol=0.1, rtol=0)
-    one = WindowRecurrence(stack("attention"), 16).double()
-    torch.testing.assert_close(one.summary(x), x.mean(1, keepdim=True))
+    windowed = WindowRecurrence(stack("attention"), 16).double()
+    torch.testing.assert_close(windowed.summary(x), x.mean(1, keepdim=True))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("places", [{}, {"source": 0, "into": 0}, {"source": 0, "into": 2}, {"source": 2, "into": 0}])
-def test_a_window_hears_of_those_before_it_alone(places: dict[str, int]) -> None:
+def test_windows_depend_on_earlier_windows_only(places: dict[str, int]) -> None:
     model, tokens = recurrent(*MIXED, **places), text(20)
     for place in (3, 6, 11, 19):
         other = tokens.clone()
@@ -206,14 +207,14 @@ def test_a_window_hears_of_those_before_it_alone(places: dict[str, int]) -> None
         assert later.all() if model.into <= model.source else later[:6].all() and not later[6:].any()
 
 
-def test_gradients_reach_through_the_windows_and_with_less_memory_are_the_same() -> None:
-    tokens, found = text(21), []
+def test_window_gradients_are_equal_with_checkpointing() -> None:
+    tokens, result = text(21), []
     for checkpointing in (False, True):
         torch.manual_seed(3)
         model = recurrent("attention", "gru", checkpointing=checkpointing)
         loss = NextElement()(model, Batch(tokens[:, :-1], torch.where(torch.arange(20) == 19, tokens[:, 1:], -1)))
-        found.append(torch.autograd.grad(loss.total, list(model.parameters())))
+        result.append(torch.autograd.grad(loss.total, list(model.parameters())))
         names = [name for name, _ in model.named_parameters()]
-    for name, a, b in zip(names, *found):
+    for name, a, b in zip(names, *result):
         assert a.abs().max() > 0, name
         torch.testing.assert_close(a, b)

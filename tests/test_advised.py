@@ -35,13 +35,13 @@ TURNS = [list(range(82)), list(range(82, 164))]
 
 def waves(count: int, seed: int, length: int = 60) -> list[np.ndarray]:
     """Two columns: an oscillation, and what it was a moment before; here and there a number is missing."""
-    draw, found = np.random.default_rng(seed), []
+    draw, result = np.random.default_rng(seed), []
     for _ in range(count):
         x = np.sin(np.arange(length + 1) * 2 * np.pi / 11 + draw.uniform(0, 6)) * 2 + draw.normal(0, 0.1, length + 1)
         ids = np.stack([np.abs(LEVELS - x[1:, None]).argmin(1), 82 + np.abs(LEVELS - x[:-1, None]).argmin(1)], 1)
         ids[draw.integers(0, length), 1] = 163
-        found.append(np.concatenate([[164], ids.ravel(), [164]]).astype(np.int32))
-    return found
+        result.append(np.concatenate([[164], ids.ravel(), [164]]).astype(np.int32))
+    return result
 
 
 def regression() -> Regression:
@@ -50,13 +50,13 @@ def regression() -> Regression:
 
 def voices(count: int, seed: int, length: int = 64) -> list[np.ndarray]:
     """One swinging wave each, of a pace of its own, with the end before and behind it."""
-    draw, found = np.random.default_rng(seed), []
+    draw, result = np.random.default_rng(seed), []
     for _ in range(count):
         wave, angle = np.zeros(length), draw.uniform(0.1, 1.5)
         for t in range(2, length):
             wave[t] = 1.98 * np.cos(angle) * wave[t - 1] - 0.98 * wave[t - 2] + draw.normal(0, 0.1)
-        found.append(np.concatenate([[81], np.abs(LEVELS - wave[:, None]).argmin(1), [81]]).astype(np.int32))
-    return found
+        result.append(np.concatenate([[81], np.abs(LEVELS - wave[:, None]).argmin(1), [81]]).astype(np.int32))
+    return result
 
 
 def prediction() -> LinearPrediction:
@@ -69,40 +69,40 @@ MADE = {"neighbours": (lambda: Neighbours(32, 30), visits), "regression": (regre
 
 def advised(name: str) -> Advised:
     make, draw = MADE[name]
-    made = Advised(make().vocabulary, make())
-    made.count(draw(40, 0))
-    made.learn_trust(draw(10, 1), positions=400, epochs=1)
-    made.learn_gate(draw(30, 2))
-    return made
+    model = Advised(make().vocabulary, make())
+    model.count(draw(40, 0))
+    model.learn_trust(draw(10, 1), positions=400, epochs=1)
+    model.learn_gate(draw(30, 2))
+    return model
 
 
 @pytest.fixture(scope="module", params=list(MADE))
-def known(request: pytest.FixtureRequest) -> tuple[Advised, list[np.ndarray]]:
+def advised_model(request: pytest.FixtureRequest) -> tuple[Advised, list[np.ndarray]]:
     return advised(request.param), MADE[request.param][1](8, 3)
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.data())
-def test_tails_of_nodes_are_their_ancestors_behind_the_past(data: st.DataObject) -> None:
+def test_node_histories_are_past_and_ancestors(data: st.DataObject) -> None:
     draw = np.random.default_rng(data.draw(st.integers(0, 1000)))
-    rows, n, size, reach = (data.draw(st.integers(1, most)) for most in (3, 5, 6, 8))
+    rows, n, size, reach = (data.draw(st.integers(1, limit)) for limit in (3, 5, 6, 8))
     past, begins = draw.integers(0, 9, (rows, size)), draw.integers(0, size + 1, rows)
     tokens = draw.integers(0, 9, (rows, n))
     parents = np.array([[draw.integers(-1, j) if j else -1 for j in range(n)] for _ in range(rows)])
     at = draw.integers(0, n, (rows, 4))
     chain = np.tile(np.arange(n) - 1, (rows, 1))
     for tree, given_ in ((parents, parents), (chain, None)):
-        found = histories_of_nodes(past, begins, tokens, given_, at, reach).reshape(rows, 4, reach)
+        results = histories_of_nodes(past, begins, tokens, given_, at, reach).reshape(rows, 4, reach)
         for row, column in np.ndindex(rows, 4):
-            way, node = [], int(at[row, column])
+            path, node = [], int(at[row, column])
             while node >= 0:
-                way.insert(0, int(tokens[row, node]))
+                path.insert(0, int(tokens[row, node]))
                 node = int(tree[row, node])
-            whole = [*past[row, begins[row] :].tolist(), *way][-reach:]
-            assert found[row, column].tolist() == [NO_TOKEN] * (reach - len(whole)) + whole
+            full_history = [*past[row, begins[row] :].tolist(), *path][-reach:]
+            assert results[row, column].tolist() == [NO_TOKEN] * (reach - len(full_history)) + full_history
 
 
-def test_neighbours_are_those_of_the_formula() -> None:
+def test_neighbours_equal_their_formula() -> None:
     documents, model = visits(40, 0), Neighbours(32, 30)
     model.learn(documents)
     model.tune(visits(20, 1))
@@ -116,46 +116,48 @@ def test_neighbours_are_those_of_the_formula() -> None:
     for part, fade in zip(parts, DECAYS):
         weights = [fade ** float(age) for age in range(len(history))][::-1]
         for weight, item in zip(weights, history):
-            near = np.array([pairs[item, b] / np.sqrt(chosen[item] * max(chosen[b], 1)) for b in range(30)] + [0, 0])
-            expected += part * weight / sum(weights) * near / near.sum()
+            similarity = np.array([pairs[item, b] / np.sqrt(chosen[item] * max(chosen[b], 1))
+                                   for b in range(30)] + [0, 0])
+            expected += part * weight / sum(weights) * similarity / similarity.sum()
     expected[history] *= model.recurrence_factor
-    told = model.predict(histories_before(np.array(history), np.array([len(history)]), model.reach))[0]
-    np.testing.assert_allclose(told, expected / expected.sum(), rtol=1e-5)
+    predictions = model.predict(histories_before(np.array(history), np.array([len(history)]), model.reach))[0]
+    np.testing.assert_allclose(predictions, expected / expected.sum(), rtol=1e-5)
     assert model.recurrence_factor < 0.05  # nobody takes an item twice
 
 
-def test_regression_finds_the_law() -> None:
+def test_regression_recovers_the_law() -> None:
     model = regression()
     model.learn(waves(40, 0))
     ids = waves(1, 5)[0]
     places = np.arange(61, len(ids) - 1)
-    told = model.predict(histories_before(ids, places, model.reach))
-    np.testing.assert_allclose(told.sum(1), 1)
+    predictions = model.predict(histories_before(ids, places, model.reach))
+    np.testing.assert_allclose(predictions.sum(1), 1)
     numbers = np.append(np.concatenate([LEVELS, [np.nan], LEVELS, [np.nan]]), np.nan)
     for turn, error in ((0, 0.2), (1, 0.1)):  # noise and rounding; the other column a moment before, rounding alone
-        mine = [place for place in places if model.column[ids[place]] == turn and np.isfinite(numbers[ids[place]])]
-        said = numbers[told[np.array(mine) - 61].argmax(1)]
-        assert np.abs(said - numbers[ids[mine]]).mean() < error
+        own_places = [place for place in places if model.column[ids[place]] == turn
+                      and np.isfinite(numbers[ids[place]])]
+        predicted_values = numbers[predictions[np.array(own_places) - 61].argmax(1)]
+        assert np.abs(predicted_values - numbers[ids[own_places]]).mean() < error
 
 
-def test_regression_knows_what_stays_and_what_comes_often() -> None:
+def test_regression_predicts_set_points() -> None:
     """A machine's set points: held for some moments, then another one of a few, anywhere."""
     draw, points = np.random.default_rng(0), np.arange(2, 80, 3)
 
-    def held(count: int) -> list[np.ndarray]:
+    def set_points(count: int) -> list[np.ndarray]:
         return [np.repeat(draw.choice(points, 40), draw.integers(2, 9, 40)).astype(np.int32) for _ in range(count)]
 
     model = Regression(83, [list(range(82))], [LEVELS.tolist()], 8, 0)
-    model.learn(held(20))
-    ids = held(1)[0]
-    told = model.predictions(ids, 20)
+    model.learn(set_points(20))
+    ids = set_points(1)[0]
+    predictions = model.predictions(ids, 20)
     stays = ids[20:] == ids[19:-1]
-    chances = told[np.arange(len(told)), ids[20:]]
+    chances = predictions[np.arange(len(predictions)), ids[20:]]
     assert np.exp(np.log(chances).mean()) > 0.25 and chances[stays].min() > 0.5
     assert chances[~stays].mean() > 2 / 82 * (~stays).mean()  # of any number, twice what all alike have
 
 
-def test_regression_sees_a_season_beyond_its_own_past() -> None:
+def test_regression_uses_a_season_beyond_its_order() -> None:
     """A week that no rule tells, again and again with noise: known from the week before alone."""
     draw = np.random.default_rng(0)
     week = draw.integers(5, 75, 60)
@@ -167,15 +169,15 @@ def test_regression_sees_a_season_beyond_its_own_past() -> None:
     for seasons in ([], [60]):
         model = Regression.for_context(83, turns, numbers, 64, 1200, seasons)
         model.learn([weeks(20)])
-        again = Regression(**model.settings())
-        again.restore(model.arrays())
-        np.testing.assert_allclose(again.predictions(ids, 61), told := model.predictions(ids, 61))
-        costs.append(-np.log2(told[np.arange(len(told)), ids[61:]]).mean())
+        restored = Regression(**model.settings())
+        restored.restore(model.arrays())
+        np.testing.assert_allclose(restored.predictions(ids, 61), predictions := model.predictions(ids, 61))
+        costs.append(-np.log2(predictions[np.arange(len(predictions)), ids[61:]]).mean())
     assert costs[1] < costs[0] - 1.5
     assert Regression.for_context(83, turns, numbers, 62, 1200, [60]).seasons == [0]  # a row is too short for it
 
 
-def test_counts_are_heard_beside_a_regression_where_courses_come_again() -> None:
+def test_counts_help_a_regression_on_repeated_courses() -> None:
     draw = np.random.default_rng(0)
     course = draw.integers(0, 81, 90).astype(np.int32)  # no law, but always the same
     model = Advised(83, Regression(83, [list(range(82))], [LEVELS.tolist()], 8, 0))
@@ -183,75 +185,76 @@ def test_counts_are_heard_beside_a_regression_where_courses_come_again() -> None
     model.learn_trust([course], positions=80, epochs=1)
     model.learn_gate([course] * 2)
     assert model.gated and model.log_probabilities(course)[40:].mean() > -0.5
-    model.count([each[1:-1:2] for each in waves(20, 0)])
+    model.count([wave[1:-1:2] for wave in waves(20, 0)])
     model.learn_gate([waves(1, 30)[0][1:-1:2]])
     assert not model.gated  # of noisy swings the regression knows more
 
 
-def test_a_wave_of_any_pace_is_predicted_by_the_normal_equations() -> None:
+def test_wave_predictions_solve_the_normal_equations() -> None:
     model, ids = prediction(), voices(1, 7, 240)[0]
     model.learn(voices(20, 0))
-    behind = histories_before(ids, np.array([200]), model.reach)
-    wave = np.append(LEVELS, [0.0, 0.0])[behind[0]] * model.taper
-    alike = np.array([wave[lag:] @ wave[: len(wave) - lag] for lag in range(PREDICTION_ORDER + 1)])
-    alike[0] = alike[0] * (1 + NOISE_SHARE) + model.smallest_step**2
-    apart = np.abs(np.subtract.outer(range(PREDICTION_ORDER), range(PREDICTION_ORDER)))
-    weights = np.linalg.solve(alike[apart], alike[1:])
-    said = weights @ LEVELS[ids[199 : 199 - PREDICTION_ORDER : -1]]
-    np.testing.assert_allclose(model._predict_mean_and_features(behind)[0], said, rtol=1e-6)
-    told = model.predictions(ids, 60, 240)
-    assert np.abs(LEVELS[told[:, :81].argmax(1)] - LEVELS[ids[60:240]]).mean() < 0.2 < np.abs(
+    history_ids = histories_before(ids, np.array([200]), model.reach)
+    wave = np.append(LEVELS, [0.0, 0.0])[history_ids[0]] * model.taper
+    autocorrelation = np.array([wave[lag:] @ wave[: len(wave) - lag] for lag in range(PREDICTION_ORDER + 1)])
+    autocorrelation[0] = autocorrelation[0] * (1 + NOISE_SHARE) + model.smallest_step**2
+    separate = np.abs(np.subtract.outer(range(PREDICTION_ORDER), range(PREDICTION_ORDER)))
+    weights = np.linalg.solve(autocorrelation[separate], autocorrelation[1:])
+    expected_level = weights @ LEVELS[ids[199 : 199 - PREDICTION_ORDER : -1]]
+    np.testing.assert_allclose(model._predict_mean_and_features(history_ids)[0], expected_level, rtol=1e-6)
+    predictions = model.predictions(ids, 60, 240)
+    assert np.abs(LEVELS[predictions[:, :81].argmax(1)] - LEVELS[ids[60:240]]).mean() < 0.2 < np.abs(
         np.diff(LEVELS[ids[60:240]])).mean()
 
 
-def test_numbers_move_together_and_sorts_stay() -> None:
+def test_augmentation_shifts_numbers_and_keeps_categories() -> None:
     codec = LevelCodec({"load": LEVELS.tolist(), "on": [0.0, 1.0]})
-    ids, ways = codec.encode(["load=0.5", "on=1", "load=nan", "on=0", "load=1", "on=nan"]), set[int]()
+    ids, shifts = codec.encode(["load=0.5", "on=1", "load=nan", "on=0", "load=1", "on=nan"]), set[int]()
     for seed in range(20):
         moved = codec.moved(ids, np.random.default_rng(seed))
         assert (moved[[1, 2, 3, 5]] == ids[[1, 2, 3, 5]]).all() and moved[4] - moved[0] == ids[4] - ids[0]
-        ways.add(int(moved[0] - ids[0]))
-    assert 0 in ways and min(ways) < 0 < max(ways)
+        shifts.add(int(moved[0] - ids[0]))
+    assert 0 in shifts and min(shifts) < 0 < max(shifts)
 
 
 @pytest.mark.parametrize("name", list(MADE))
-def test_anything_may_stand_behind_an_advisor(name: str) -> None:
+def test_advisors_predict_after_any_history(name: str) -> None:
     make, draw = MADE[name]
     model: Advisor = make()
-    for documents in (draw(1, 0), [each[:3] for each in draw(3, 0)], draw(30, 0)):
+    for documents in (draw(1, 0), [ids[:3] for ids in draw(3, 0)], draw(30, 0)):
         model.learn(documents)
         model.tune(documents)
-        behind = np.random.default_rng(0).integers(-1, model.vocabulary, (20, model.reach)).astype(np.int32)
-        behind[:2] = NO_TOKEN
-        told = model.predict(behind)
-        assert (told > 0).all()
-        np.testing.assert_allclose(told.sum(1), 1)
+        history_ids = np.random.default_rng(0).integers(-1, model.vocabulary, (20, model.reach)).astype(np.int32)
+        history_ids[:2] = NO_TOKEN
+        predictions = model.predict(history_ids)
+        assert (predictions > 0).all()
+        np.testing.assert_allclose(predictions.sum(1), 1)
 
 
-def test_the_decoding_contract_holds(known: tuple[Advised, list[np.ndarray]]) -> None:
-    check_model(known[0], examples=2, longest=8, hidden=False)
+def test_advised_counts_keep_the_decoding_contract(advised_model: tuple[Advised, list[np.ndarray]]) -> None:
+    check_model(advised_model[0], examples=2, longest=8, hidden=False)
 
 
-def test_counts_are_better_advised(known: tuple[Advised, list[np.ndarray]]) -> None:
-    model, exam = known
-    plain = BlendedCounts(model.vocabulary)
-    plain.tables, plain.trust = model.tables, model.trust
-    mine, theirs = (sum(each.log_probabilities(ids)[1:].sum() for ids in exam) for each in (model, plain))
-    assert mine > theirs + 0.05 * abs(theirs)
+def test_advised_counts_beat_plain_counts(advised_model: tuple[Advised, list[np.ndarray]]) -> None:
+    model, exam = advised_model
+    unadvised = BlendedCounts(model.vocabulary)
+    unadvised.tables, unadvised.trust = model.tables, model.trust
+    advised_bits, reference = (sum(counts.log_probabilities(ids)[1:].sum() for ids in exam)
+                               for counts in (model, unadvised))
+    assert advised_bits > reference + 0.05 * abs(reference)
 
 
-def test_a_file_an_addition_and_a_merge_keep_the_advisor(known: tuple[Advised, list[np.ndarray]],
-                                                         tmp_path: Path) -> None:
-    model, exam = known
+def test_save_add_and_merge_keep_the_advisor(advised_model: tuple[Advised, list[np.ndarray]],
+                                             tmp_path: Path) -> None:
+    model, exam = advised_model
     model.save(tmp_path)
-    again = load_counts(tmp_path, "counts")
-    assert isinstance(again, Advised)
-    np.testing.assert_allclose(again.predictions(exam[0]), model.predictions(exam[0]))
+    loaded = load_counts(tmp_path, "counts")
+    assert isinstance(loaded, Advised)
+    np.testing.assert_allclose(loaded.predictions(exam[0]), model.predictions(exam[0]))
     base = load_counts(tmp_path, "counts")
-    again.add(exam[:4])
+    loaded.add(exam[:4])
     other = load_counts(tmp_path, "counts")
     other.add(exam[4:])
-    joined = again.merged_with([other], base)
+    joined = loaded.merged_with([other], base)
     base.add(exam)
     assert isinstance(joined, Advised)
     np.testing.assert_allclose(joined.predictions(exam[0]), base.predictions(exam[0]), rtol=1e-4)

@@ -28,7 +28,7 @@ def following(random: Random) -> Pair:
 SKILLS = {"echo": echo(WORDS, 4, behind=(":",)), "next": following}
 
 
-def test_rows_ask_for_the_answer_and_the_end() -> None:
+def test_targets_are_the_answer_and_the_end() -> None:
     task = Answers(CODEC, SKILLS)
     batch = task.batch([(["next", "w3"], ["w4"]), (["echo", "w1", "w2", ":"], ["w1", "w2"])])
     w, begin = CODEC.ids, CODEC.bos
@@ -36,7 +36,7 @@ def test_rows_ask_for_the_answer_and_the_end() -> None:
     assert batch.targets.tolist() == [[-1, -1, 4, CODEC.eos, -1, -1, -1], [-1, -1, -1, -1, 1, 2, CODEC.eos]]
 
 
-def test_draws_follow_the_phases_and_repeat() -> None:
+def test_batches_follow_the_phases_and_are_reproducible() -> None:
     task = Answers(CODEC, SKILLS, {0: {"echo": 1}, 10: {"echo": 1, "next": 3}})
     batches = task.batches(8, seed=4)
     assert torch.equal(batches(3).tokens, batches(3).tokens)
@@ -47,7 +47,7 @@ def test_draws_follow_the_phases_and_repeat() -> None:
     assert not torch.equal(task.test(8).tokens[:, :3], batches(0).tokens[:, :3])
 
 
-def test_mistakes_are_told() -> None:
+def test_bad_answers_are_refused() -> None:
     with pytest.raises(SegueError, match="from step 5 on"):
         Answers(CODEC, SKILLS, {0: {"echo": 1}, 5: {"eco": 1}})
     with pytest.raises(SegueError, match="begins at step 0"):
@@ -62,9 +62,9 @@ def test_a_small_decoder_learns_and_answers_as_a_text_model(mixer: str) -> None:
     model = Stack(StackConfig(CODEC.size, 32, [mixer] * 2)) if mixer else small_decoder(CODEC.size, 32)
     learn(model, Answers(CODEC, SKILLS, {0: {"echo": 1, "next": 2}}).batches(32), 150, rate=5e-3)
     replies = Local(model.eval(), CODEC).write([f"next {word}" for word in WORDS], most=4)
-    right = sum(reply.text == WORDS[(at + 1) % len(WORDS)] for at, reply in enumerate(replies))
-    assert right >= 10 and all(reply.finish == "stop" for reply in replies)
+    correct = sum(reply.text == WORDS[(at + 1) % len(WORDS)] for at, reply in enumerate(replies))
+    assert correct >= 10 and all(reply.finish == "stop" for reply in replies)
 
 
-def test_the_house_s_decoder_is_small() -> None:
+def test_the_default_decoder_is_small() -> None:
     assert 0.33e6 < sum(parameter.numel() for parameter in small_decoder(113).parameters()) < 0.37e6

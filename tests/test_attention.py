@@ -57,25 +57,25 @@ def test_contract(name: str) -> None:
     assert check_mixer(make((NEAR | PLACED)[name]), examples=3, relative=name not in ABSOLUTE | set(PLACED))
 
 
-def picks(block: int, options: dict[str, Any]) -> set[int]:
+def random_blocks(block: int, options: dict[str, Any]) -> set[int]:
     """The random blocks of a block, as the rule gives them one by one."""
     rule = Sparse(block=options["block"], random=options["random_blocks"], causal=options.get("causal", True))
     return {int(rule.random_block(torch.tensor(block), pick)) for pick in range(rule.random)}
 
 
-def seen(i: int, j: int, options: dict[str, Any]) -> bool:
+def is_visible(i: int, j: int, options: dict[str, Any]) -> bool:
     """Does position i see position j?"""
     causal, window, block = options.get("causal", True), options.get("window"), options.get("block")
     if causal and j > i:
         return False
-    near = window is None and block is None
+    is_near = window is None and block is None
     if window is not None:
-        near = abs(i - j) < window
+        is_near = abs(i - j) < window
     if block is not None:
-        near = abs(i // block - j // block) <= options.get("look_back", 0)
-        near = near or (options.get("random_blocks", 0) > 0 and j // block in picks(i // block, options))
+        is_near = abs(i // block - j // block) <= options.get("look_back", 0)
+        is_near = is_near or (options.get("random_blocks", 0) > 0 and j // block in random_blocks(i // block, options))
     first = options.get("global_tokens", 0)
-    return near or j < first or (not causal and i < first)
+    return is_near or j < first or (not causal and i < first)
 
 
 def naive(mixer: Attention, x: Tensor, options: dict[str, Any], first: int = 0) -> Tensor:
@@ -88,7 +88,7 @@ def naive(mixer: Attention, x: Tensor, options: dict[str, Any], first: int = 0) 
         for i in range(n):
             weights = torch.zeros(n, dtype=x.dtype)
             for j in range(n):
-                if not seen(first + i, first + j, options):
+                if not is_visible(first + i, first + j, options):
                     continue
                 score = q[head, i] @ k[shared, j]
                 reach = options.get("relative", 0)
@@ -110,7 +110,7 @@ def naive(mixer: Attention, x: Tensor, options: dict[str, Any], first: int = 0) 
 
 
 @pytest.mark.parametrize("name", [*NEAR, *PLACED])
-def test_every_structure_is_its_loop_over_pairs(name: str) -> None:
+def test_every_structure_equals_a_loop_over_pairs(name: str) -> None:
     options = (NEAR | PLACED)[name]
     torch.manual_seed(0)
     mixer = Attention(8, heads=2, **options).double()
@@ -120,8 +120,8 @@ def test_every_structure_is_its_loop_over_pairs(name: str) -> None:
     with torch.no_grad():
         expected = torch.stack([naive(mixer, row, options) for row in x])
         assert torch.allclose(mixer(x), expected, atol=1e-12)
-        whole, values = mixer.matrix(x), mixer.values(x)
-        assert torch.allclose(mixer.output(whole @ values, x), expected, atol=1e-12)
+        matrix, values = mixer.matrix(x), mixer.values(x)
+        assert torch.allclose(mixer.output(matrix @ values, x), expected, atol=1e-12)
         later = mixer(x, Layout.chain((2, 30), torch.tensor([5, 5])))
         assert torch.allclose(later[0], naive(mixer, x[0], options, 5), atol=1e-12)
     with torch.enable_grad():
@@ -134,12 +134,12 @@ def test_every_structure_is_its_loop_over_pairs(name: str) -> None:
     {"block": 16, "look_back": 1, "global_tokens": 20, "random_blocks": 2},
     {"block": 16, "look_back": 1, "global_tokens": 1, "random_blocks": 3, "causal": False, "kv_heads": 1},
 ])
-def test_tiles_are_the_masked_form_with_its_gradients(options: dict[str, Any]) -> None:
+def test_tiles_equal_the_masked_form_with_gradients(options: dict[str, Any]) -> None:
     """Tiles do what one masked matrix of scores does, in documents too, and never make that matrix."""
     torch.manual_seed(0)
     mixer = Attention(8, heads=2, **options).double()
-    whole = not (mixer.rule.first or mixer.rule.random) if isinstance(mixer.rule, Sparse) else True
-    starts = torch.rand(2, 150) < 0.03 if whole else None
+    may_reset = not (mixer.rule.first or mixer.rule.random) if isinstance(mixer.rule, Sparse) else True
+    starts = torch.rand(2, 150) < 0.03 if may_reset else None
     layout = Layout.chain((2, 150), starts=starts)
     x = torch.randn(2, 150, 8, dtype=torch.float64, requires_grad=True)
     dense = Layout.chain((2, 150), starts=starts)
@@ -154,7 +154,7 @@ def test_tiles_are_the_masked_form_with_its_gradients(options: dict[str, Any]) -
 
 @pytest.mark.parametrize("window", [1, 7, 64, 200])
 @pytest.mark.parametrize("packed", [False, True])
-def test_training_on_a_cpu_skips_what_lies_outside_the_window(window: int, packed: bool) -> None:
+def test_cpu_training_skips_keys_outside_the_window(window: int, packed: bool) -> None:
     torch.manual_seed(0)
     fast, slow = Attention(32, window=window), Attention(32, window=window).double()
     slow.load_state_dict(fast.state_dict())
@@ -170,7 +170,7 @@ def test_training_on_a_cpu_skips_what_lies_outside_the_window(window: int, packe
 
 @pytest.mark.parametrize("n", [1, 5, 8, 13])  # below, at and beyond the number of distances
 @pytest.mark.parametrize("clamp", [False, True])
-def test_skewing_is_looking_up_every_pair(n: int, clamp: bool) -> None:
+def test_skew_equals_looking_up_every_pair(n: int, clamp: bool) -> None:
     torch.manual_seed(0)
     q, table = torch.randn(2, 3, n, 4, dtype=torch.float64), torch.randn(3, 8, 4, dtype=torch.float64)
     distance = (torch.arange(n)[:, None] - torch.arange(n))[None]
@@ -188,11 +188,11 @@ def test_skew_moves_columns() -> None:
     assert skew(scores).tril().tolist() == [[[10, 0, 0], [21, 20, 0], [32, 31, 30]]]
 
 
-def test_no_relative_vectors_is_plain_attention() -> None:
-    plain, relative = Attention(8, positions="none"), Attention(8, positions="none", relative=4)
-    relative.load_state_dict(plain.state_dict() | {"distances": torch.zeros(4, 4, 2)})
+def test_zero_relative_vectors_equal_plain_attention() -> None:
+    reference, relative = Attention(8, positions="none"), Attention(8, positions="none", relative=4)
+    relative.load_state_dict(reference.state_dict() | {"distances": torch.zeros(4, 4, 2)})
     x = torch.randn(2, 9, 8)
-    assert torch.allclose(plain(x), relative(x), atol=1e-6)
+    assert torch.allclose(reference(x), relative(x), atol=1e-6)
 
 
 def test_wide_enough_structures_are_full_attention() -> None:
@@ -207,7 +207,7 @@ def test_wide_enough_structures_are_full_attention() -> None:
             assert torch.allclose(other(x), full(x), atol=1e-10), options
 
 
-def test_blocks_hide_all_that_was_before() -> None:
+def test_blocks_hide_everything_before_them() -> None:
     """With blocks everywhere nothing reaches across their edge; one full layer changes that (MASFormer's reach)."""
     from segue.models import Stack, StackConfig, expand_pattern
 
@@ -225,7 +225,7 @@ def test_blocks_hide_all_that_was_before() -> None:
         assert bool(embedded[0].grad[0, :16].any()) == reaches
 
 
-def test_segments_read_one_by_one_are_blocks_that_look_back() -> None:
+def test_segments_read_one_by_one_equal_blocks_that_look_back() -> None:
     """Transformer-XL: keys and values of the segment before are kept, without their gradient."""
     torch.manual_seed(0)
     mixer = Attention(8, positions="none", relative=16, block=8, look_back=1).double()
@@ -234,9 +234,9 @@ def test_segments_read_one_by_one_are_blocks_that_look_back() -> None:
     for _, y in truncated_bptt(lambda inputs, state: mixer.extend(inputs, state), mixer.init_state(2), x, 8):
         outputs.append(y.detach())
         grads += torch.autograd.grad(y.square().sum(), mixer.qkv.weight)[0]
-    whole = mixer(x)
-    assert torch.allclose(torch.cat(outputs, 1), whole, atol=1e-12)
-    assert not torch.allclose(grads, torch.autograd.grad(whole.square().sum(), mixer.qkv.weight)[0])
+    full = mixer(x)
+    assert torch.allclose(torch.cat(outputs, 1), full, atol=1e-12)
+    assert not torch.allclose(grads, torch.autograd.grad(full.square().sum(), mixer.qkv.weight)[0])
 
 
 def test_full_attention_read_twice_is_attention_over_both() -> None:
@@ -248,7 +248,7 @@ def test_full_attention_read_twice_is_attention_over_both() -> None:
     assert torch.allclose(mixer.extend(x[:, 6:], state), mixer(x)[:, 6:], atol=1e-12)
 
 
-def test_a_learned_span_bounds_the_cache_and_has_its_price() -> None:
+def test_a_learned_span_bounds_the_cache_and_adds_a_penalty() -> None:
     torch.manual_seed(0)
     mixer = Attention(8, span=10, ramp=2, span_penalty=0.5)
     assert mixer.constant_state and mixer.penalty().item() == 0.25
@@ -278,9 +278,9 @@ def test_random_blocks_depend_on_the_position_alone() -> None:
 
 def test_sinusoids_shift_by_rotation() -> None:
     """A fixed linear map takes the vectors of any position to those k positions later."""
-    here, there = (sinusoids(torch.arange(50)[None] + k, 8, torch.float64)[0] for k in (0, 3))
-    found = torch.linalg.lstsq(here, there)
-    assert torch.allclose(here @ found.solution, there, atol=1e-9)
+    unshifted, shifted = (sinusoids(torch.arange(50)[None] + k, 8, torch.float64)[0] for k in (0, 3))
+    result = torch.linalg.lstsq(unshifted, shifted)
+    assert torch.allclose(unshifted @ result.solution, shifted, atol=1e-9)
 
 
 @pytest.mark.parametrize("options, message", [
@@ -289,12 +289,12 @@ def test_sinusoids_shift_by_rotation() -> None:
     ({"window": 0}, "at least one"),
     ({"prefix": 2, "causal": False}, "prefix"),
 ])
-def test_structures_that_contradict_themselves_are_refused(options: dict[str, Any], message: str) -> None:
+def test_contradictory_structures_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SegueError, match=message):
         Attention(8, **options)
 
 
-def test_learned_positions_end() -> None:
+def test_positions_beyond_the_learned_ones_are_refused() -> None:
     mixer = Attention(8, positions="learned", length=4)
     with pytest.raises(SegueError, match="beyond the 4 learned positions"):
         mixer(torch.randn(1, 5, 8))
@@ -307,7 +307,7 @@ def test_attend_takes_any_number_of_leading_axes() -> None:
 
 @pytest.mark.parametrize("n", [1, 6, 8, 33])
 @pytest.mark.parametrize("rounds", [1, 3])
-def test_reformer_is_attention_to_whom_the_hashes_name(n: int, rounds: int) -> None:
+def test_reformer_equals_attention_within_hash_buckets(n: int, rounds: int) -> None:
     """The union of what each round finds, sorted and cut by hand, under one softmax."""
     torch.manual_seed(0)
     mixer = Reformer(8, heads=2, chunk=4, rounds=rounds, positions="none").double()
@@ -318,16 +318,17 @@ def test_reformer_is_attention_to_whom_the_hashes_name(n: int, rounds: int) -> N
     mixed = torch.zeros_like(v)
     for row in range(2):
         for head in range(2):
-            seen: list[set[int]] = [set() for _ in range(n)]
+            visible: list[set[int]] = [set() for _ in range(n)]
             for bucket in buckets[:, row, head].tolist():
                 order = sorted(range(n), key=lambda i: (bucket[i], i))
                 chunk = {node: place // 4 for place, node in enumerate(order)}
                 for i in range(n):
-                    seen[i] |= {j for j in range(n) if bucket[i] == bucket[j] and chunk[i] - chunk[j] in (0, 1)} - {i}
+                    visible[i] |= {j for j in range(n) if bucket[i] == bucket[j]
+                                   and chunk[i] - chunk[j] in (0, 1)} - {i}
             for i in range(n):
-                found = sorted(seen[i] or {i})
-                weights = (keys[row, head, found] @ q[row, head, i] / 2).softmax(0)
-                mixed[row, head, i] = weights @ v[row, head, found]
+                results = sorted(visible[i] or {i})
+                weights = (keys[row, head, results] @ q[row, head, i] / 2).softmax(0)
+                mixed[row, head, i] = weights @ v[row, head, results]
     assert torch.allclose(mixer(x), mixer.output(mixed, x), atol=1e-10)
 
 
@@ -341,17 +342,18 @@ def test_reformer_of_one_bucket_is_full_attention_with_shared_keys() -> None:
 
 
 @pytest.mark.parametrize("chunk", [32, 2])  # buckets of one hash, and of a pair
-def test_reformer_finds_its_like(chunk: int) -> None:
+def test_reformer_hashes_similar_vectors_together(chunk: int) -> None:
     """Vectors that are nearly alike fall together far more often than others; more rounds find more of them."""
     generator = torch.Generator().manual_seed(0)
-    one = torch.randn(1, 512, 16, generator=generator)
+    vectors = torch.randn(1, 512, 16, generator=generator)
     shares = {}
     for rounds in (1, 4):
         hashed = Reformer(16, heads=1, chunk=chunk, rounds=rounds).hash_buckets
-        near, far = hashed(one + 0.1 * torch.randn(one.shape, generator=generator)), hashed(one.roll(1, 1))
-        shares[rounds] = [float((hashed(one) == other).any(0).float().mean()) for other in (near, far)]
+        similar, unrelated = hashed(vectors
+                                    + 0.1 * torch.randn(vectors.shape, generator=generator)), hashed(vectors.roll(1, 1))
+        shares[rounds] = [float((hashed(vectors) == other).any(0).float().mean()) for other in (similar, unrelated)]
     assert shares[1][0] > 0.7 and shares[1][1] < 0.2 and shares[4][0] > shares[1][0]
-    assert 0.8 < (hashed(one).max() + 1) / (512 / chunk) <= 1.2
+    assert 0.8 < (hashed(vectors).max() + 1) / (512 / chunk) <= 1.2
 
 
 def test_linformer_of_full_rank_is_full_attention() -> None:
@@ -364,35 +366,35 @@ def test_linformer_of_full_rank_is_full_attention() -> None:
     assert torch.allclose(mixer(x), full(x), atol=1e-12)
 
 
-def test_linformer_is_its_formula() -> None:
+def test_linformer_equals_its_formula() -> None:
     torch.manual_seed(0)
     mixer, x = Linformer(8, heads=2, rank=3, length=20).double(), torch.randn(2, 9, 8).double()
     q, k, v = mixer._heads(x)
     mixed = torch.zeros_like(v)
     for row in range(2):
         for head in range(2):
-            few = [[sum(mix[r, j] * y[row, head, j] for j in range(9)) for r in range(3)]
-                   for mix, y in ((mixer.mix_keys, k), (mixer.mix_values, v))]
+            mixed_down = [[sum(mix[r, j] * y[row, head, j] for j in range(9)) for r in range(3)]
+                          for mix, y in ((mixer.mix_keys, k), (mixer.mix_values, v))]
             for i in range(9):
-                weights = torch.stack([q[row, head, i] @ key / 2 for key in few[0]]).softmax(0)
-                mixed[row, head, i] = sum(w * value for w, value in zip(weights, few[1]))
+                weights = torch.stack([q[row, head, i] @ key / 2 for key in mixed_down[0]]).softmax(0)
+                mixed[row, head, i] = sum(w * value for w, value in zip(weights, mixed_down[1]))
     assert torch.allclose(mixer(x), mixer.output(mixed, x), atol=1e-12)
 
 
 @pytest.mark.parametrize("mixer", [Linformer(8), Reformer(8)])
-def test_what_looks_at_all_of_it_neither_continues_nor_resets(mixer: Mixer) -> None:
+def test_whole_sequence_mixers_refuse_continuing_and_resets(mixer: Mixer) -> None:
     with pytest.raises(SegueError, match="looks ahead"):
         mixer.init_state(1)
     with pytest.raises(SegueError, match="cannot reset"):
         mixer(torch.randn(1, 4, 8), Layout.chain((1, 4), starts=torch.ones(1, 4, dtype=torch.bool)))
 
 
-def test_linformer_ends_where_its_columns_do() -> None:
+def test_linformer_refuses_more_than_its_length() -> None:
     with pytest.raises(SegueError, match="beyond the 8"):
         Linformer(8, length=8)(torch.randn(1, 9, 8))
 
 
-def test_block_recurrence_is_its_equations() -> None:
+def test_block_recurrence_equals_its_equations() -> None:
     """Block after block with plain softmaxes: tokens look at their block so far, at the one before and at the memory,
     then it moves."""
     torch.manual_seed(0)
@@ -409,13 +411,13 @@ def test_block_recurrence_is_its_equations() -> None:
     q, r, k, v = heads(mixer.qrkv(x[0]), 4)
     memory, outputs = torch.zeros(3, 8).double(), []
     for begin in range(0, 10, 4):
-        mine, theirs, keys, values = heads(cell.project(cell.norm(memory + cell.names)), 4)
+        queries, reference, keys, values = heads(cell.project(cell.norm(memory + cell.names)), 4)
         for t in range(begin, min(begin + 4, 10)):
-            here = slice(max(0, begin - 4), t + 1)
-            own = soft(q[t : t + 1], k[here], v[here])
-            outputs.append(torch.cat([own, soft(r[t : t + 1], keys, values)], -1))
+            window = slice(max(0, begin - 4), t + 1)
+            local = soft(q[t : t + 1], k[window], v[window])
+            outputs.append(torch.cat([local, soft(r[t : t + 1], keys, values)], -1))
         block = slice(begin, begin + 4)
-        z = cell.update(torch.cat([soft(mine, keys, values), soft(theirs, k[block], v[block])], -1))
+        z = cell.update(torch.cat([soft(queries, keys, values), soft(reference, k[block], v[block])], -1))
         memory = cell.gate.sigmoid() * memory + (1 - cell.gate.sigmoid()) * z
     assert torch.allclose(mixer(x)[0], mixer.out(torch.cat(outputs)), atol=1e-12)
 
@@ -426,7 +428,7 @@ def test_block_recurrence_is_its_equations() -> None:
                                         "attention:bird": {"block": 2, "look_back": 1, "random_blocks": 1}}),
     ("attention:far+lstm", {"attention:far": {"span": 8, "ramp": 2}}),
 ])
-def test_stacks_that_no_paper_had(pattern: str, options: dict[str, dict[str, Any]]) -> None:
+def test_mixed_stacks_keep_the_contract(pattern: str, options: dict[str, dict[str, Any]]) -> None:
     """Recurrent and attending layers of different reach in one model: drafts, commits, forks and rewinds are exact."""
     from segue.models import Stack, StackConfig, expand_pattern
     from segue.testing import check_model
@@ -435,18 +437,18 @@ def test_stacks_that_no_paper_had(pattern: str, options: dict[str, dict[str, Any
     assert check_model(Stack(StackConfig(11, 16, expand_pattern(pattern), options)), examples=2)
 
 
-def test_relative_attention_reads_genes() -> None:
+def test_relative_attention_learns_dna_end_to_end() -> None:
     """The music paper's attention between gated recurrences, on bases, from fit to a drafted continuation."""
     import segue
 
     data = [("ACGT" * 12 + "TTAGGC" * 6)[i : i + 60] for i in range(20)]
     model = segue.fit(data, kind="dna", steps=8, width=32, mixer="gla+attention:music", quiet=True, mix=False,
                       options={"attention:music": {"relative": 16, "positions": "none"}})
-    plain = model.continue_("ACGTACGTAC", n=12, decoder="greedy")
-    assert plain.tokens == model.continue_("ACGTACGTAC", n=12, decoder="trie").tokens
+    undrafted = model.continue_("ACGTACGTAC", n=12, decoder="greedy")
+    assert undrafted.tokens == model.continue_("ACGTACGTAC", n=12, decoder="trie").tokens
 
 
-def test_peak_memory_counts_what_lives_together() -> None:
+def test_peak_memory_counts_live_tensors() -> None:
     x = torch.randn(1000)
     assert peak_memory(lambda: x * 2) == 4000 and peak_memory(lambda: x.view(10, 100)) == 0
     assert peak_memory(lambda: (x * 2 + 1).exp()) == 8000  # of three, two at a time
@@ -467,7 +469,7 @@ LIGHT: dict[str, Callable[[int], Mixer]] = {
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_memory_grows_with_the_length_and_not_with_its_square(name: str) -> None:
+def test_memory_grows_linearly_with_the_length(name: str) -> None:
     def training(make: Callable[[int], Mixer], n: int) -> int:
         mixer, x = make(n), torch.randn(1, n, 16)
         return peak_memory(lambda: mixer(x).sum().backward())

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weights import shake
 
 from segue.analysis.embedding import embed
 from segue.analysis.index import VectorIndex, precision_at_recall
@@ -55,16 +56,15 @@ def autoencoder(encoder: str = "lstm", decoder: str = "mamba", both: bool = Fals
 
     model = SequenceAutoencoder(SequenceAutoencoderConfig(both_ways(side(encoder)) if both else side(encoder),
                                                           side(decoder), **choices))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+    shake(model, 0.1)
     return model.eval()
 
 
 @pytest.mark.parametrize("encoder, decoder, attention", [
     *((*pair, 2) for pair in PAIRS.items()), ("lstm", "mamba", 0), ("hydra", "lstm", 0), ("attention", "gru", None),
     ("mamba", "attention", None)])
-def test_any_pair_keeps_the_decoding_contract(encoder: str, decoder: str, attention: int | None) -> None:
+def test_every_encoder_and_decoder_keeps_the_decoding_contract(encoder: str, decoder: str,
+                                                               attention: int | None) -> None:
     model = autoencoder(encoder, decoder, attention=attention, pool="ends", size=5)
     for only in ("pieces", "ragged", "trees", "select", "join", "any life", "forward", "dtypes") \
             if attention == 0 else (None,):  # of a single slot, queries have no say, and so no gradient
@@ -72,15 +72,15 @@ def test_any_pair_keeps_the_decoding_contract(encoder: str, decoder: str, attent
 
 
 @pytest.mark.parametrize("pool", ["mean", "first", "last", "ends"])
-def test_the_vector_is_what_it_says(pool: str) -> None:
+def test_the_vector_equals_its_pooling(pool: str) -> None:
     model = autoencoder("lstm", both=True, pool=pool, size=5).double()
     rows = [np.arange(5), np.array([3]), np.arange(7) % 4]
-    found = embed(model, rows)
+    result = embed(model, rows)
     hidden = embed(model, rows, pool).astype(np.float64)
-    wanted = hidden @ model.narrow.weight.detach().numpy().T + model.narrow.bias.detach().numpy()
-    assert found.shape == (3, 5)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-    np.testing.assert_allclose(np.concatenate([embed(model, [row]) for row in rows]), found, atol=1e-6)
+    expected = hidden @ model.narrow.weight.detach().numpy().T + model.narrow.bias.detach().numpy()
+    assert result.shape == (3, 5)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([embed(model, [row]) for row in rows]), result, atol=1e-6)
 
 
 @pytest.mark.parametrize("attention", [0, 3, None])
@@ -104,15 +104,15 @@ def test_slots_are_means_weighted_by_their_queries() -> None:
         torch.testing.assert_close(memory[row], weights @ hidden[row, :n] + vector)
 
 
-def test_a_folder_holds_it(tmp_path: Path) -> None:
+def test_an_autoencoder_is_saved_and_loaded(tmp_path: Path) -> None:
     model = autoencoder(attention=2, pool="ends", both=True)
     model.save(tmp_path / "model")
-    again = SequenceAutoencoder.load(tmp_path / "model")
-    assert again.config == model.config
-    np.testing.assert_array_equal(embed(again, [np.arange(4)]), embed(model, [np.arange(4)]))
-    for wrong in ({"pool": "max"}, {"attention": -1}, {"size": 0}):
+    loaded = SequenceAutoencoder.load(tmp_path / "model")
+    assert loaded.config == model.config
+    np.testing.assert_array_equal(embed(loaded, [np.arange(4)]), embed(model, [np.arange(4)]))
+    for bad_options in ({"pool": "max"}, {"attention": -1}, {"size": 0}):
         with pytest.raises(SegueError, match="cannot be"):
-            autoencoder(**wrong)
+            autoencoder(**bad_options)
 
 
 def pairs(rows: np.ndarray, begin: int) -> Batch:
@@ -121,46 +121,46 @@ def pairs(rows: np.ndarray, begin: int) -> Batch:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder, decoder", [("lstm", "lstm"), ("mamba", "attention")])
-def test_a_vector_alone_gives_its_sequence_back(encoder: str, decoder: str) -> None:
+def test_sequences_are_reconstructed_from_their_vectors(encoder: str, decoder: str) -> None:
     torch.manual_seed(0)
     side = [StackConfig(21, 64, [name], {"attention": {"heads": 4}}) for name in (encoder, decoder)]
     model = SequenceAutoencoder(SequenceAutoencoderConfig(*side))
 
-    def drawn(seed: Any, rows: int) -> list[list[int]]:
+    def random_rows(seed: Any, rows: int) -> list[list[int]]:
         draw = np.random.default_rng(seed)
         return [draw.integers(20, size=draw.integers(2, 7)).tolist() for _ in range(rows)]
 
     def batches(step: int) -> Batch:
-        return Batch.pairs([(row, [*row, 20]) for row in drawn(step, 128)], model.begin)
+        return Batch.pairs([(row, [*row, 20]) for row in random_rows(step, 128)], model.begin)
 
     learn(model, batches, 3000, rate=3e-3, objective=NextElement(), cooldown=0.5)
-    held = drawn([1, 1], 300)
-    answers = generate(model, [model.prompt(row) for row in held], 7, eos=20)
-    right = np.mean([answer.tokens[: len(row)] == row and len(answer.tokens) <= len(row) + 1
-                     for answer, row in zip(answers, held)])
-    assert right >= 0.99
+    test_rows = random_rows([1, 1], 300)
+    answers = generate(model, [model.prompt(row) for row in test_rows], 7, eos=20)
+    accuracy = np.mean([answer.tokens[: len(row)] == row and len(answer.tokens) <= len(row) + 1
+                        for answer, row in zip(answers, test_rows)])
+    assert accuracy >= 0.99
 
 
 @given(seed=st.integers(0, 999), vocabulary=st.integers(3, 9), count=st.integers(3, 12))
 @settings(max_examples=25, deadline=None)
-def test_sif_is_that_of_numpy(seed: int, vocabulary: int, count: int) -> None:
+def test_sif_equals_numpys(seed: int, vocabulary: int, count: int) -> None:
     draw = np.random.default_rng(seed)
     vectors = draw.normal(size=(vocabulary, 4))
     rows = [draw.integers(vocabulary, size=draw.integers(1, 8)) for _ in range(count)]
     model = SIFEmbedding.fit(rows[:-1], torch.from_numpy(vectors), a=0.01)
     share = np.bincount(np.concatenate(rows[:-1]), minlength=vocabulary) / sum(map(len, rows[:-1]))
-    plain = np.array([sum(0.01 / (0.01 + share[i]) * vectors[i] for i in row) / len(row) for row in rows])
-    u = np.linalg.svd(plain[:-1])[2][0]
-    np.testing.assert_allclose(embed(model, rows), plain - np.outer(plain @ u, u), atol=1e-5)
+    averages = np.array([sum(0.01 / (0.01 + share[i]) * vectors[i] for i in row) / len(row) for row in rows])
+    u = np.linalg.svd(averages[:-1])[2][0]
+    np.testing.assert_allclose(embed(model, rows), averages - np.outer(averages @ u, u), atol=1e-5)
     np.testing.assert_array_equal(embed(model, rows), embed(model, [draw.permutation(row) for row in rows]))
 
 
-def test_what_occurs_together_is_alike() -> None:
+def test_cooccurring_items_are_neighbours() -> None:
     draw = np.random.default_rng(0)
     rows = [draw.integers(10, size=12) + 10 * draw.integers(3) for _ in range(300)]
     vectors = torch.nn.functional.normalize(cooccurrence_vectors(rows, 31, 8), dim=-1)
-    near = VectorIndex(vectors[:30]).search(vectors[:30], 9, without=range(30))[1]
-    assert (near // 10 == torch.arange(30)[:, None] // 10).all() and not vectors[30].any()
+    nearest = VectorIndex(vectors[:30]).search(vectors[:30], 9, without=range(30))[1]
+    assert (nearest // 10 == torch.arange(30)[:, None] // 10).all() and not vectors[30].any()
     # Pairs are counted as they stand, and never across two sequences.
     tiny = cooccurrence_vectors([np.array([0, 1]), np.array([2, 2])], 3, 3, window=5).double()
     counts = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 2.0]])
@@ -172,7 +172,7 @@ def test_what_occurs_together_is_alike() -> None:
 
 @given(seed=st.integers(0, 999), n=st.integers(1, 30), k=st.integers(1, 12), cosine=st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_the_nearest_are_those_of_brute_force(seed: int, n: int, k: int, cosine: bool) -> None:
+def test_nearest_neighbours_equal_brute_force(seed: int, n: int, k: int, cosine: bool) -> None:
     draw = np.random.default_rng(seed)
     vectors, queries = draw.normal(size=(n, 3)), draw.normal(size=(5, 3))
     without = [draw.integers(n, size=draw.integers(0, 3)).tolist() for _ in queries]
@@ -185,31 +185,31 @@ def test_the_nearest_are_those_of_brute_force(seed: int, n: int, k: int, cosine:
         np.testing.assert_allclose(scores[row, : len(order)], value[order], atol=1e-9)
 
 
-def test_an_index_leaves_out_what_is_too_near() -> None:
+def test_an_index_excludes_near_duplicates() -> None:
     vectors = np.array([[1.0, 0], [2, 0], [1, 1], [0, 1]])
     assert VectorIndex(vectors).search(vectors[:1], 4, below=0.999)[1].tolist() == [[2, 3, -1, -1]]
     with pytest.raises(SegueError, match=r"rows of numbers"):
         VectorIndex(np.zeros(3))
 
 
-def test_precision_at_recall_is_that_of_the_definition() -> None:
-    right = np.array([[1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], bool)
-    curve = precision_at_recall(right, np.array([3, 2, 0]), [0, 0.34, 0.6, 1])
+def test_precision_at_recall_equals_its_definition() -> None:
+    relevant = np.array([[1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], bool)
+    curve = precision_at_recall(relevant, np.array([3, 2, 0]), [0, 0.34, 0.6, 1])
     np.testing.assert_allclose(curve, [(1 + 0.5) / 2, (0.75 + 0.5) / 2, 0.75 / 2, 0.75 / 2])
     with pytest.raises(SegueError, match="no query has"):
-        precision_at_recall(right, np.zeros(3), [0])
+        precision_at_recall(relevant, np.zeros(3), [0])
 
 
-def test_vectors_that_know_nothing_answer_by_the_majority() -> None:
+def test_uninformative_vectors_predict_the_majority() -> None:
     draw = np.random.default_rng(0)
     rows = [draw.integers(50, size=draw.integers(3, 30)) for _ in range(3000)]
     labels = (draw.random(3000) < 0.3).astype(int)
-    found = answer_question(lambda rows: draw.normal(size=(len(rows), 8)), question("coin", rows, labels))
-    assert abs(found.accuracy - found.by_majority) < 0.02 and abs(found.balanced - 0.5) < 0.03
-    assert found.by_majority == pytest.approx(0.7, abs=0.03) and found.classes == 2 and found.tested == 600
+    result = answer_question(lambda rows: draw.normal(size=(len(rows), 8)), question("coin", rows, labels))
+    assert abs(result.accuracy - result.by_majority) < 0.02 and abs(result.balanced - 0.5) < 0.03
+    assert result.by_majority == pytest.approx(0.7, abs=0.03) and result.classes == 2 and result.tested == 600
 
 
-def test_a_bag_does_not_know_the_order_and_knows_what_is_in_it() -> None:
+def test_bag_vectors_know_content_and_not_order() -> None:
     draw = np.random.default_rng(1)
     rows = [np.sort(draw.integers(40, size=draw.integers(4, 20))) for _ in range(600)]
     bag = SIFEmbedding(torch.eye(40), torch.full((40,), 1 / 40), 1.0)
@@ -223,15 +223,16 @@ def test_a_bag_does_not_know_the_order_and_knows_what_is_in_it() -> None:
     assert content.accuracy > 0.95 > 0.5 > content.by_length
 
 
-def test_no_group_lies_on_both_sides() -> None:
+def test_grouped_splits_keep_groups_together() -> None:
     rows = [np.array([1, 2, 3]), np.array([1, 2]), np.array([1, 2, 3]), np.array([3, 2, 1])] * 5
     assert content_groups(rows).tolist() == [0, 1, 0, 2] * 5
     for seed in range(5):
         groups = np.random.default_rng(seed).integers(12, size=60)
-        held = grouped_split(groups, 0.3, seed)
-        assert 0 < held.sum() <= 18 and not set(groups[held]) & set(groups[~held])
-    asked = order_question(rows)
-    assert asked.groups.tolist() == content_groups(rows).tolist() * 2 and asked.labels.tolist() == [0] * 20 + [1] * 20
+        is_test = grouped_split(groups, 0.3, seed)
+        assert 0 < is_test.sum() <= 18 and not set(groups[is_test]) & set(groups[~is_test])
+    question = order_question(rows)
+    assert question.groups.tolist() == content_groups(rows).tolist() * 2
+    assert question.labels.tolist() == [0] * 20 + [1] * 20
     with pytest.raises(SegueError, match="cannot be split"):
         grouped_split(np.zeros(9))
 
@@ -243,7 +244,7 @@ def test_permuted_moves_no_more_than_its_share(seed: int, n: int, share: float) 
     assert sorted(moved) == row.tolist() and (moved != row).sum() <= max(2, round(share * n))
 
 
-def test_questions_are_what_they_say() -> None:
+def test_probe_questions_have_the_right_labels() -> None:
     rows = [np.array(row) for row in ([0, 1], [0, 2, 2], [1, 1, 1, 1], [0, 0, 3, 4, 5], [0, 1, 2, 3, 4, 5])]
     asked = content_question(rows, [1, 2])
     assert [row.tolist() for row in asked.rows] == [[0, 1], [0, 2, 2], [1, 1, 1, 1]]
@@ -270,7 +271,7 @@ def test_the_logistic_head_is_at_its_optimum() -> None:
     assert probe("logistic", (features, labels), (features, labels)) >= 0.3
 
 
-def test_a_question_may_be_of_any_sequence() -> None:
+def test_questions_work_on_any_sequence() -> None:
     """Of residues, by the vectors of a model of proteins, which no playlist is."""
     import segue
 
@@ -278,6 +279,6 @@ def test_a_question_may_be_of_any_sequence() -> None:
     proteins = ["".join(draw.choice(list("AGLK" if i % 2 else "WYFC"), 9 + i % 5)) for i in range(80)]
     model = segue.fit(proteins, kind="protein", mixer="mamba", steps=2, width=16, depth=1, quiet=True,
                       mix=False)
-    rows = [model.codec.encode(each) for each in proteins]
-    asked = Question("family", rows, np.arange(80) % 2, np.arange(80))
-    assert answer_question(partial(embed, model.model, begin=model.codec.bos), asked).accuracy > 0.9
+    rows = [model.codec.encode(protein) for protein in proteins]
+    question = Question("family", rows, np.arange(80) % 2, np.arange(80))
+    assert answer_question(partial(embed, model.model, begin=model.codec.bos), question).accuracy > 0.9

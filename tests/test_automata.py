@@ -35,7 +35,7 @@ def errors(model: AutomatonTransformer, dfa: DFA, length: int) -> int:
     return int((model(tokens).logits.argmax(-1)[:, length:] != written).sum())
 
 
-def test_compiled_automata_are_right_in_float64() -> None:
+def test_compiled_automata_are_exact_in_float64() -> None:
     for seed in range(50):
         dfa = random_dfa(2 + seed % 7, 1 + seed % 4, seed)
         model = compile_dfa(dfa)
@@ -44,42 +44,43 @@ def test_compiled_automata_are_right_in_float64() -> None:
             assert errors(model, dfa, 512) == 0
 
 
-def test_float32_is_too_coarse_for_long_words() -> None:
+def test_float32_fails_on_long_words() -> None:
     dfa = random_dfa(6, 3)
     model = compile_dfa(dfa, torch.float32)
     assert errors(model, dfa, 30) == 0 and errors(model, dfa, 400) > 0
 
 
-def test_written_token_by_token() -> None:
+def test_stepwise_writing_equals_one_pass() -> None:
     dfa = random_dfa(5, 3, seed=2)
     model = compile_dfa(dfa)
     assert isinstance(model, Decodable)
     word = torch.randint(3, (4, 25))
     written, tokens = model.transcript(dfa, word)
-    state, read, said = model.init_state(4), tokens[:, :26], []
-    while len(said) < written.shape[1]:
-        said.append(model.extend(read, state).logits[:, -1].argmax(-1))
+    state, read, written_steps = model.init_state(4), tokens[:, :26], []
+    while len(written_steps) < written.shape[1]:
+        written_steps.append(model.extend(read, state).logits[:, -1].argmax(-1))
         state.commit()
-        read = said[-1][:, None]
-    assert torch.equal(torch.stack(said, 1), written)
+        read = written_steps[-1][:, None]
+    assert torch.equal(torch.stack(written_steps, 1), written)
 
 
-def said(model: TuringTransformer, machine: TuringMachine, word: list[int], limit: int) -> tuple[list[int], list[int]]:
+def machine_transcript(model: TuringTransformer, machine: TuringMachine, word: list[int],
+                       limit: int) -> tuple[list[int], list[int]]:
     """What a compiled machine writes in one pass over what is to be written, and that."""
-    wanted = model.expected_output(*machine.run(word, limit))
-    row = torch.tensor([model.prompt(word) + wanted[:-1]])
-    return model(row).logits.argmax(-1)[0, len(word) :].tolist(), wanted
+    expected = model.expected_output(*machine.run(word, limit))
+    row = torch.tensor([model.prompt(word) + expected[:-1]])
+    return model(row).logits.argmax(-1)[0, len(word) :].tolist(), expected
 
 
 @settings(max_examples=25, deadline=None)
 @given(states=st.integers(1, 5), symbols=st.integers(1, 4), tapes=st.integers(1, 2), seed=st.integers(0, 10**6),
        data=st.data())
-def test_compiled_turing_machines_are_right_in_float64(states: int, symbols: int, tapes: int, seed: int,
+def test_compiled_turing_machines_are_exact_in_float64(states: int, symbols: int, tapes: int, seed: int,
                                                        data: st.DataObject) -> None:
     machine = random_machine(states, symbols, tapes, seed)
     word = data.draw(st.lists(st.integers(0, symbols - 1), max_size=12))
-    found, wanted = said(compile_turing(machine), machine, word, 120)
-    assert found == wanted
+    results, expected = machine_transcript(compile_turing(machine), machine, word, 120)
+    assert results == expected
 
 
 def test_a_compiled_machine_adds_one() -> None:
@@ -95,7 +96,7 @@ def test_a_compiled_machine_adds_one() -> None:
             assert answer.tokens == model.expected_output(steps, True)
 
 
-def test_the_tape_is_right_after_every_step() -> None:
+def test_the_tape_is_exact_after_every_step() -> None:
     machine = palindrome_machine()
     model = compile_turing(machine)
     for word in ([], [1], [2, 1, 2], [1, 2, 2, 1], [1, 2, 1, 1], [2] * 9):
@@ -110,27 +111,27 @@ def test_the_tape_is_right_after_every_step() -> None:
             assert tape_contents(word, steps[:i]) == [int(x) for x in "".join(map(str, tape)).strip("0")]
 
 
-def test_float32_is_too_coarse_for_long_runs() -> None:
+def test_float32_fails_on_long_runs() -> None:
     machine, word = palindrome_machine(), [1, 2, 2, 1] * 6
-    for precision, right in ((torch.float64, True), (torch.float32, False)):
-        found, wanted = said(compile_turing(machine, reach=40, dtype=precision), machine, word, 1000)
-        assert (found == wanted) == right
+    for precision, is_exact in ((torch.float64, True), (torch.float32, False)):
+        results, expected = machine_transcript(compile_turing(machine, reach=40, dtype=precision), machine, word, 1000)
+        assert (results == expected) == is_exact
 
 
-def test_a_machine_must_make_sense() -> None:
+def test_malformed_machines_are_refused() -> None:
     rule = {(0, (0,)): Step(0, (1,), (1,))}
     assert TuringMachine(rule, 2).run([], limit=3) == ([Step(0, (1,), (1,))] * 3, None)  # it never halts
     with pytest.raises(SegueError, match="without rules"):
         TuringMachine({}, 2)
-    for bad in (Step(-1, (1,), (1,)), Step(0, (2,), (1,)), Step(0, (1,), (2,)), Step(0, (1, 0), (1, 0))):
+    for bad_step in (Step(-1, (1,), (1,)), Step(0, (2,), (1,)), Step(0, (1,), (2,)), Step(0, (1, 0), (1, 0))):
         with pytest.raises(SegueError, match=r"the rule for state 0, reading \(0,\)"):
-            TuringMachine({(0, (0,)): bad}, 2)
+            TuringMachine({(0, (0,)): bad_step}, 2)
     with pytest.raises(SegueError, match="no room"):
         compile_turing(TuringMachine(rule, 2), reach=0)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_saturated_attention_keeps_its_forms(groups: int) -> None:
+def test_saturated_attention_forms_agree(groups: int) -> None:
     torch.manual_seed(0)
     mixer = SaturatedAttention(8, heads=2, head_width=4, groups=groups).double()
     x = torch.randn(2, 9, 8, dtype=torch.float64)
@@ -153,19 +154,19 @@ def test_layer_norm_hashes_ratios() -> None:
         return torch.nn.functional.layer_norm(torch.stack([x, y, -x, -y], -1), (4,), eps=0.0) / 2
 
     index, position = torch.randint(1, 200, (2, 1000)).double()
-    one = torch.ones_like(index)
-    torch.testing.assert_close(phi(index / position, 1 / position), phi(index, one), rtol=0, atol=1e-12)
+    ones = torch.ones_like(index)
+    torch.testing.assert_close(phi(index / position, 1 / position), phi(index, ones), rtol=0, atol=1e-12)
     other = torch.randint(1, 200, (1000,)).double()
-    same = (phi(index, one) * phi(other, one)).sum(-1)
+    same = (phi(index, ones) * phi(other, ones)).sum(-1)
     assert torch.equal(same > 1 - 1e-12, index == other)
 
 
-def test_an_automaton_must_say_what_it_accepts() -> None:
+def test_automata_without_accepting_states_are_refused() -> None:
     with pytest.raises(SegueError, match="which states accept"):
         compile_dfa(counter(3))
 
 
-def test_answers_of_a_model_that_reads_what_it_wrote() -> None:
+def test_answer_accuracy_uses_the_models_own_scratchpad() -> None:
     """One that repeats its own mistakes is scored lower than by the right scratchpad."""
     class Adds(torch.nn.Module):
         """Sums modulo 5 from the scratchpad alone: the state before, plus the symbol; the first is off by one."""
@@ -188,11 +189,11 @@ def test_answers_of_a_model_that_reads_what_it_wrote() -> None:
             return type("Output", (), {"logits": torch.nn.functional.one_hot(5 + guess % 5, 12).float()})
 
     batch = Scratchpad("linear").task("sum", counter(5, 5)).test(20, 12)
-    for wrong, written in ((False, 1.0), (True, 5 / 6)):
+    for makes_mistake, written in ((False, 1.0), (True, 5 / 6)):
         model = Adds()
-        model.wrong = wrong
+        model.wrong = makes_mistake
         assert accuracy(model, batch) == pytest.approx(written)
-        assert answer_accuracy(model, batch) == float(not wrong)
+        assert answer_accuracy(model, batch) == float(not makes_mistake)
     stack = Stack(StackConfig(68, 16, ["attention"]))
     assert isinstance(TASKS["a5-words-log"].test(8, 12), Batch)
     assert 0 <= answer_accuracy(stack, TASKS["a5-words-log"].test(8, 12)) <= 1

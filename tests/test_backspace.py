@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import amplify
 
 from segue.decoding import generate, stream
 from segue.decoding.continuation import stream_objects
@@ -36,28 +37,26 @@ MIXERS = ("attention", "gru", "mamba+attention", "gla", "attention:near")
 def model(mixers: str, seed: int = 0, scale: float = 3.0) -> Stack:
     torch.manual_seed(seed)
     stack = Stack(StackConfig(V, 16, mixers.split("+"), {"attention:near": {"window": 3}})).double().eval()
-    with torch.no_grad():
-        for parameter in stack.parameters():
-            parameter *= scale
+    amplify(stack, scale)
     return stack
 
 
-def walked(stack: Any, prompt: list[int], n: int, sampling: Sampling, seed: int, row: int, eos: int | None,
-           ) -> tuple[list[int], list[int]]:
+def reference_walk(stack: Any, prompt: list[int], n: int, sampling: Sampling, seed: int, row: int, eos: int | None,
+                   ) -> tuple[list[int], list[int]]:
     """What is said, and what remains: every action from a fresh forward over the stack."""
-    said, actions, noise = list(prompt), list[int](), Noise(seed, row)
+    tokens, actions, noise = list(prompt), list[int](), Noise(seed, row)
     while len(actions) < n:
         with torch.no_grad():
-            scores = stack.extend(torch.tensor([said]), stack.init_state(1)).logits[0, -1].double().numpy()
-        token = sampling.choose(scores, Prefix(said, V), noise.at(len(prompt) + len(actions)))
+            scores = stack.extend(torch.tensor([tokens]), stack.init_state(1)).logits[0, -1].double().numpy()
+        token = sampling.choose(scores, Prefix(tokens, V), noise.at(len(prompt) + len(actions)))
         actions.append(token)
         if token == eos:
             break
         if token != BACK:
-            said.append(token)
-        elif len(said) > len(prompt):
-            said.pop()
-    return actions, said[len(prompt) :]
+            tokens.append(token)
+        elif len(tokens) > len(prompt):
+            tokens.pop()
+    return actions, tokens[len(prompt) :]
 
 
 PROMPTS = [[1, 2, 3], [4], [0, 0, 2, 1, 3, 3, 2]]
@@ -65,40 +64,41 @@ PROMPTS = [[1, 2, 3], [4], [0, 0, 2, 1, 3, 3, 2]]
 
 @pytest.mark.parametrize("mixers", [*MIXERS, "table"])
 @pytest.mark.parametrize("draft", [None, "wild", "both"])
-def test_tokens_are_taken_back(mixers: str, draft: str | None) -> None:
+def test_backspaces_remove_tokens(mixers: str, draft: str | None) -> None:
     stack: Any = TableModel(V, 1, 1.0) if mixers == "table" else model(mixers)
     sampling = Sampling(True, repetition_penalty=1.2)
-    taken = 0
+    removed = 0
     for seed, eos in ((0, None), (1, EOS)):
-        wanted = [walked(stack, prompt, 30, sampling, seed, row, eos) for row, prompt in enumerate(PROMPTS)]
-        drafter: Any = draft if draft != "wild" else WildDraft(V, seed, truth=[said for _, said in wanted], honest=0.9)
+        expected = [reference_walk(stack, prompt, 30, sampling, seed, row, eos) for row, prompt in enumerate(PROMPTS)]
+        drafter: Any = draft if draft != "wild" else WildDraft(V, seed,
+                                                               truth=[tokens for _, tokens in expected], honest=0.9)
         answers = generate(stack, PROMPTS, 30, "sample", drafter, eos=eos, seed=seed, backspace=BACK, logprobs=True,
                            repetition_penalty=1.2, adaptive=False)
-        for answer, (actions, said) in zip(answers, wanted):
-            assert answer.actions == actions and answer.tokens == said
+        for answer, (actions, tokens) in zip(answers, expected):
+            assert answer.actions == actions and answer.tokens == tokens
             assert answer.finish == ("stop" if actions[-1] == eos else "length")
-            assert answer.produced == len(actions) <= 30 and len(answer.logprobs or []) == len(said)
-            assert sum(answer.per_pass) == len(said) and min(answer.per_pass) >= 0
-            taken += actions.count(BACK)
-    assert taken >= 5
+            assert answer.produced == len(actions) <= 30 and len(answer.logprobs or []) == len(tokens)
+            assert sum(answer.per_pass) == len(tokens) and min(answer.per_pass) >= 0
+            removed += actions.count(BACK)
+    assert removed >= 5
 
 
 @pytest.mark.parametrize("acceptor", ["rejection", "typical"])
-def test_other_acceptors_take_back_too(acceptor: str) -> None:
+def test_backspaces_work_with_other_acceptors(acceptor: str) -> None:
     stack = TableModel(V, 1, 1.0)
     for seed in range(5):
         for answer in generate(stack, PROMPTS, 25, "sample", WildDraft(V, seed), seed=seed, backspace=BACK,
                                acceptor=acceptor, adaptive=False):
-            left: list[int] = []
+            remaining: list[int] = []
             for action in answer.actions or []:
                 if action != BACK:
-                    left.append(action)
-                elif left:
-                    left.pop()
-            assert answer.tokens == left and answer.produced == 25 == len(answer.actions or [])
+                    remaining.append(action)
+                elif remaining:
+                    remaining.pop()
+            assert answer.tokens == remaining and answer.produced == 25 == len(answer.actions or [])
 
 
-def test_logprobs_are_those_of_what_remains() -> None:
+def test_logprobs_cover_the_remaining_tokens() -> None:
     stack = model("mamba+attention")
     answer, = generate(stack, [[1, 2, 3]], 40, "sample", backspace=BACK, seed=4, logprobs=True)
     assert BACK in (answer.actions or []) and answer.tokens
@@ -109,8 +109,8 @@ def test_logprobs_are_those_of_what_remains() -> None:
 
 def test_a_backspace_at_the_prompt_does_nothing_and_counts() -> None:
     class Always(TableModel):
-        def extend(self, *given: Any) -> Any:
-            output = super().extend(*given)
+        def extend(self, *arguments: Any) -> Any:
+            output = super().extend(*arguments)
             output.logits[..., BACK] = 99.0
             return output
 
@@ -119,24 +119,24 @@ def test_a_backspace_at_the_prompt_does_nothing_and_counts() -> None:
 
 
 @pytest.mark.parametrize("draft", [None, "wild"])
-def test_a_stream_says_what_is_taken_back(draft: str | None) -> None:
+def test_a_stream_reports_removed_tokens(draft: str | None) -> None:
     stack = model("gru")
     drafter: Any = (lambda: WildDraft(V, 3)) if draft else (lambda: None)
     answers = generate(stack, PROMPTS, 40, "sample", drafter(), backspace=BACK, seed=2, adaptive=False)
-    told: list[list[int]] = [[] for _ in PROMPTS]
+    streamed: list[list[int]] = [[] for _ in PROMPTS]
     back = 0
     for piece in stream(stack, PROMPTS, 40, "sample", drafter(), backspace=BACK, seed=2, adaptive=False):
-        del told[piece.index][len(told[piece.index]) - piece.back :]
-        told[piece.index] += piece.tokens
+        del streamed[piece.index][len(streamed[piece.index]) - piece.back :]
+        streamed[piece.index] += piece.tokens
         back += piece.back
-    assert told == [answer.tokens for answer in answers] and back > 5
+    assert streamed == [answer.tokens for answer in answers] and back > 5
 
 
-def test_the_compiled_engine_takes_back_too() -> None:
+def test_backspaces_work_in_the_compiled_engine() -> None:
     stack = model("mamba+attention", scale=1.5).float().requires_grad_(False)
-    plain = generate(stack, PROMPTS, 30, "sample", "none", backspace=BACK, seed=1)
+    expected = generate(stack, PROMPTS, 30, "sample", "none", backspace=BACK, seed=1)
     answers = generate(compile_model(stack), PROMPTS, 30, "sample", "none", backspace=BACK, seed=1)
-    assert [answer.actions for answer in answers] == [answer.actions for answer in plain]
+    assert [answer.actions for answer in answers] == [answer.actions for answer in expected]
     assert any(BACK in (answer.actions or []) for answer in answers)
 
 
@@ -150,13 +150,13 @@ class Codec:
         return np.array(prime)
 
 
-def test_what_cannot_be_taken_back_is_told() -> None:
+def test_models_that_cannot_rewind_are_refused() -> None:
     stack = model("attention")
-    whole = Stack(StackConfig(V, 8, ["jrt"]))
-    for asked, message in (((stack, PROMPTS, None), "give n"), ((whole, PROMPTS, 5), "at once"),
-                           ((stack, PROMPTS, 5, "beam"), "searches")):
+    two_way = Stack(StackConfig(V, 8, ["jrt"]))
+    for arguments, message in (((stack, PROMPTS, None), "give n"), ((two_way, PROMPTS, 5), "at once"),
+                               ((stack, PROMPTS, 5, "beam"), "searches")):
         with pytest.raises(SegueError, match=message):
-            generate(*asked, backspace=BACK)  # type: ignore[arg-type]
+            generate(*arguments, backspace=BACK)  # type: ignore[arg-type]
     with pytest.raises(SegueError, match="ends no answer"):
         generate(stack, PROMPTS, 5, eos=BACK, backspace=BACK)
     with pytest.raises(SegueError, match="vocabulary"):
@@ -178,56 +178,57 @@ programs = st.lists(st.sampled_from([0, 1, 2, BACK, BACK]), min_size=1, max_size
 
 @settings(deadline=None, max_examples=8)
 @given(st.lists(programs, min_size=1, max_size=3), st.sampled_from(MIXERS), st.integers(0, 9))
-def test_one_pass_reads_every_stack(many: list[list[int]], mixers: str, seed: int) -> None:
+def test_one_tree_pass_scores_every_walk(walks_of_actions: list[list[int]], mixers: str, seed: int) -> None:
     """Parity check 4: scores along walks with deletions are those of a fresh forward on each stack, and of a state that
     goes back."""
     stack = model(mixers, seed)
-    walks = [Walk([3, 4, 1][: 1 + number], actions, [True] * len(actions)) for number, actions in enumerate(many)]
+    walks = [Walk([3, 4, 1][: 1 + number], actions, [True] * len(actions))
+             for number, actions in enumerate(walks_of_actions)]
     with torch.no_grad():
-        found, known = build_stacks(walks, EOS, BACK), evaluate_walks(stack, walks, EOS, BACK, torch.device("cpu"))
-        logits = stack(found.tokens, Layout.tree(found.parents, torch.zeros(len(walks), dtype=torch.long))).logits
+        result, evaluated = build_stacks(walks, EOS, BACK), evaluate_walks(stack, walks, EOS, BACK, torch.device("cpu"))
+        logits = stack(result.tokens, Layout.tree(result.parents, torch.zeros(len(walks), dtype=torch.long))).logits
     at = 0
     for number, walk in enumerate(walks):
-        state, left = stack.init_state(1, history=30), list(walk.prompt)
+        state, remaining = stack.init_state(1, history=30), list(walk.prompt)
         with torch.no_grad():
-            rewound = stack.extend(torch.tensor([left]), state).logits[0, -1]
+            rewound = stack.extend(torch.tensor([remaining]), state).logits[0, -1]
         state.commit()
         for action in walk.actions:
             with torch.no_grad():
-                fresh = stack(torch.tensor([left])).logits[0, -1]
-            assert found.row[at] == number and found.action[at] == action
-            torch.testing.assert_close(logits[number, found.before[at]], fresh)
+                fresh = stack(torch.tensor([remaining])).logits[0, -1]
+            assert result.row[at] == number and result.action[at] == action
+            torch.testing.assert_close(logits[number, result.before[at]], fresh)
             torch.testing.assert_close(rewound, fresh)
-            torch.testing.assert_close(known.value[at], fresh.logsumexp(-1))
-            torch.testing.assert_close(known.score[at], fresh[action])
+            torch.testing.assert_close(evaluated.value[at], fresh.logsumexp(-1))
+            torch.testing.assert_close(evaluated.score[at], fresh[action])
             if action != BACK:
-                left.append(action)
-            elif len(left) > len(walk.prompt):
-                left.pop()
+                remaining.append(action)
+            elif len(remaining) > len(walk.prompt):
+                remaining.pop()
                 state.rewind(2)
             else:
                 state.rewind(1)
             with torch.no_grad():
-                rewound = stack.extend(torch.tensor([left[-1:]]), state).logits[0, -1]
-                value = stack(torch.tensor([left])).logits[0, -1].logsumexp(-1)
+                rewound = stack.extend(torch.tensor([remaining[-1:]]), state).logits[0, -1]
+                value = stack(torch.tensor([remaining])).logits[0, -1].logsumexp(-1)
             state.commit()
-            torch.testing.assert_close(known.after[at], value)
+            torch.testing.assert_close(evaluated.after[at], value)
             at += 1
-    assert at == len(found.row)
+    assert at == len(result.row)
 
 
-def test_a_token_that_is_read_again_says_the_same() -> None:
+def test_a_reread_token_has_the_same_scores() -> None:
     """The other layout of the paper, in which a backspace feeds the older token anew: parents say that as well."""
     stack = model("mamba+attention")
     tokens, parents = [3, 1, 2, 1, 0], [-1, 0, 1, 0, 3]  # 3, 1, 2, backspace: 1 again on top of 3, then 0
     with torch.no_grad():
-        again = stack(torch.tensor([tokens]), Layout.tree(torch.tensor([parents]), torch.zeros(1).long())).logits[0]
+        reread = stack(torch.tensor([tokens]), Layout.tree(torch.tensor([parents]), torch.zeros(1).long())).logits[0]
         for place, text in ((1, [3, 1]), (2, [3, 1, 2]), (3, [3, 1]), (4, [3, 1, 0])):
-            torch.testing.assert_close(again[place], stack(torch.tensor([text])).logits[0, -1])
+            torch.testing.assert_close(reread[place], stack(torch.tensor([text])).logits[0, -1])
 
 
 @pytest.mark.parametrize("mixers", ["attention", "gru"])
-def test_rollouts_are_what_decoding_says(mixers: str) -> None:
+def test_rollouts_equal_decoding(mixers: str) -> None:
     stack = model(mixers)
     rows = [Noise(7, row) for row in range(3)]
     noise = [np.array([row.at(len(prompt) + step) for step in range(12 + 5 * number)])
@@ -242,19 +243,19 @@ def test_rollouts_are_what_decoding_says(mixers: str) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=20), st.floats(0, 0.9), st.integers(0, 9))
-def test_noise_is_put_in_and_taken_back(actions: list[int], rate: float, seed: int) -> None:
+def test_noise_is_followed_by_backspaces(actions: list[int], rate: float, seed: int) -> None:
     walk = Walk([1], [*actions, EOS], [True] * (len(actions) + 1))
     noisy = Wrong(rate, V, BACK, EOS).insert(walk, np.random.default_rng(seed))
-    left: list[int] = []
+    remaining: list[int] = []
     for place, (action, counted) in enumerate(zip(noisy.actions, noisy.counted)):
         if not counted:
-            right = noisy.actions[place + 2]
-            assert action not in (right, BACK, EOS) and noisy.actions[place + 1] == BACK
+            correct = noisy.actions[place + 2]
+            assert action not in (correct, BACK, EOS) and noisy.actions[place + 1] == BACK
         if action == BACK:
-            left.pop()
+            remaining.pop()
         else:
-            left.append(action)
-    assert left == walk.actions and sum(noisy.counted) == len(walk.actions) + noisy.actions.count(BACK)
+            remaining.append(action)
+    assert remaining == walk.actions and sum(noisy.counted) == len(walk.actions) + noisy.actions.count(BACK)
 
 
 class Expert(Reread):
@@ -265,28 +266,28 @@ class Expert(Reread):
         super().__init__(self.scores, V)
 
     def scores(self, tokens: Tensor) -> Output:
-        said = tokens.tolist()
-        logits = torch.full((1, len(said), V), -99.0, dtype=torch.float64)
-        for place in range(len(said)):
-            logits[0, place, self.action(said[: place + 1])] = 99.0
+        ids = tokens.tolist()
+        logits = torch.full((1, len(ids), V), -99.0, dtype=torch.float64)
+        for place in range(len(ids)):
+            logits[0, place, self.action(ids[: place + 1])] = 99.0
         return Output(logits, logits[..., :1])
 
-    def action(self, said: list[int]) -> int:
-        whole = [walk.prompt + walk.actions for walk in self.walks]
-        return next((each[len(said)] for each in whole if each[: len(said)] == said != each), BACK)
+    def action(self, ids: list[int]) -> int:
+        sequences = [walk.prompt + walk.actions for walk in self.walks]
+        return next((sequence[len(ids)] for sequence in sequences if sequence[: len(ids)] == ids != sequence), BACK)
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.floats(0.1, 0.9), st.integers(0, 99))
-def test_noise_comes_to_rollouts_as_to_data(actions: list[int], rate: float, seed: int) -> None:
+def test_noise_treats_rollouts_and_data_alike(actions: list[int], rate: float, seed: int) -> None:
     """Parity check 5, with noise: a model that does what the data do comes through the same states."""
     walks = [Walk([prompt, 1], [*actions, EOS], [True] * (len(actions) + 1)) for prompt in range(3)]
     noise = Wrong(rate, V, BACK, EOS)
     noisy = [noise.insert(walk, np.random.default_rng([seed, row])) for row, walk in enumerate(walks)]
     chances = [np.full(len(walk.actions), 0.5) for walk in noisy]
-    found = rollouts(Expert(walks), [walk.prompt for walk in walks], chances, EOS, BACK, noise,
-                     [np.random.default_rng([seed, row]) for row in range(3)])
-    assert found == noisy
+    results = rollouts(Expert(walks), [walk.prompt for walk in walks], chances, EOS, BACK, noise,
+                       [np.random.default_rng([seed, row]) for row in range(3)])
+    assert results == noisy
 
 
 def batch() -> Batch:
@@ -297,33 +298,33 @@ def batch() -> Batch:
 
 
 def test_prompts_and_walks() -> None:
-    given = Batch(torch.tensor([[1, 2, 3, 4]]), torch.tensor([[-1, 3, -1, EOS]]))
-    assert document_walks(given) == [Walk([1, 2], [3, 4, EOS], [True, False, True])]
+    example = Batch(torch.tensor([[1, 2, 3, 4]]), torch.tensor([[-1, 3, -1, EOS]]))
+    assert document_walks(example) == [Walk([1, 2], [3, 4, EOS], [True, False, True])]
 
 
 @pytest.mark.parametrize("mixers", ["attention", "gru"])
-def test_without_values_it_is_maximum_likelihood(mixers: str) -> None:
+def test_without_values_the_loss_is_maximum_likelihood(mixers: str) -> None:
     """Parity check 1."""
-    stack, given = model(mixers), batch()
-    wanted = NextElement()(stack, given).total
+    stack, examples = model(mixers), batch()
+    expected = NextElement()(stack, examples).total
     for objective in (OccupancyMatching("none", eos=EOS), OccupancyMatching("none", eos=EOS, backspace=BACK)):
-        torch.testing.assert_close(objective(stack, given).total.float(), wanted.float())
+        torch.testing.assert_close(objective(stack, examples).total.float(), expected.float())
 
 
 def test_the_right_action_after_noise_is_the_backspace() -> None:
-    stack, given = model("attention"), batch()
+    stack, examples = model("attention"), batch()
     objective = OccupancyMatching("none", eos=EOS, backspace=BACK, noise=0.5)
     torch.manual_seed(3)
-    loss = objective(stack, given).total.detach()
+    loss = objective(stack, examples).total.detach()
     expected = 0.0
-    for walk in document_walks(given):
+    for walk in document_walks(examples):
         noisy = Wrong(0.5, V, BACK, EOS).insert(walk, content_rng(*walk.prompt, *walk.actions, BACK))
-        left = list(walk.prompt)
+        remaining = list(walk.prompt)
         for action, counted in zip(noisy.actions, noisy.counted):
             with torch.no_grad():
-                scores = stack(torch.tensor([left])).logits[0, -1].log_softmax(-1)
+                scores = stack(torch.tensor([remaining])).logits[0, -1].log_softmax(-1)
             expected -= float(scores[action]) if counted else 0.0
-            left = left[:-1] if action == BACK else [*left, action]
+            remaining = remaining[:-1] if action == BACK else [*remaining, action]
     assert float(loss) == pytest.approx(expected)
 
 
@@ -334,8 +335,8 @@ def exact(policy: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """Of a policy (13, 3): the discounted occupancy of each state and action (39,), the chance of each text (27,)."""
     first = policy[0]
     second = (first[:, None] * policy[1:4]).flatten()
-    third = (second[:, None] * policy[4:]).flatten()
-    return torch.cat([first, gamma * second, gamma**2 * third]), third
+    third_occupancy = (second[:, None] * policy[4:]).flatten()
+    return torch.cat([first, gamma * second, gamma**2 * third_occupancy]), third_occupancy
 
 
 def terms(scores: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -357,16 +358,16 @@ def test_exact_occupancies_are_matched(c: float, low: float, high: float) -> Non
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 500)
     for _ in range(500):
         optimiser.zero_grad()
-        own = exact(scores.detach().softmax(-1), gamma)[0]
-        sum(matching_terms(*terms(scores, gamma), occupancy, own, gamma, c)).backward()  # type: ignore[union-attr]
+        occupancy_of_policy = exact(scores.detach().softmax(-1), gamma)[0]
+        sum(matching_terms(*terms(scores, gamma), occupancy, occupancy_of_policy, gamma, c)).backward()  # type: ignore[union-attr]
         optimiser.step()
         schedule.step()
-    found = exact(scores.detach().softmax(-1), gamma)[1]
-    assert low <= float((found - texts).abs().sum() / 2) <= high
+    results = exact(scores.detach().softmax(-1), gamma)[1]
+    assert low <= float((results - texts).abs().sum() / 2) <= high
 
 
 @given(st.integers(0, 99), st.floats(0.5, 1.0))
-def test_values_telescope(seed: int, gamma: float) -> None:
+def test_values_telescope_to_the_first_state(seed: int, gamma: float) -> None:
     """Parity check 3: in the exact discounted occupancy of any policy, E[V(s) - gamma V(s')] is (1 - gamma) V(s_0), of
     which the part (1 - gamma) is left out here (occupancies sum to the length, not to one)."""
     torch.manual_seed(seed)
@@ -376,7 +377,7 @@ def test_values_telescope(seed: int, gamma: float) -> None:
     torch.testing.assert_close((occupancy * (value - gamma * after)).sum(), value[0])
 
 
-def test_the_same_states_cancel() -> None:
+def test_equal_states_have_no_value_gradient() -> None:
     """Parity check 5: where the model's states are those of the data, values have no gradient."""
     value, after = (torch.randn(20, dtype=torch.float64, requires_grad=True) for _ in range(2))
     weights = torch.rand(20, dtype=torch.float64)
@@ -395,39 +396,39 @@ def test_the_contract(objective: Any) -> None:
 def test_rollouts_by_the_compiled_engine_are_the_same() -> None:
     stack, batch = model("attention").float(), Batch(torch.tensor([[1, 2, 3, 4]]), torch.tensor([[-1, 3, 4, EOS]]))
     for kind in (partial(OccupancyMatching, backspace=BACK), RolloutUnlikelihood):
-        own, compiled = (kind(eos=EOS, decode=decode)(stack, batch).total for decode in (None, compile_model))
-        torch.testing.assert_close(own, compiled, rtol=1e-4, atol=1e-4)
+        uncompiled, compiled = (kind(eos=EOS, decode=decode)(stack, batch).total for decode in (None, compile_model))
+        torch.testing.assert_close(uncompiled, compiled, rtol=1e-4, atol=1e-4)
 
 
-def test_the_loss_by_hand() -> None:
+def test_the_loss_equals_its_definition() -> None:
     """Sums over one row, from the definition."""
     stack = model("attention")
-    given = Batch(torch.tensor([[1, 2, 3]]), torch.tensor([[-1, 3, EOS]]))
+    examples = Batch(torch.tensor([[1, 2, 3]]), torch.tensor([[-1, 3, EOS]]))
     objective = OccupancyMatching(gamma=0.9, c=0.04, eos=EOS)
     torch.manual_seed(5)
-    loss = objective(stack, given)
-    own, = rollouts(stack, [[1, 2]], [content_rng(1, 2, 3, EOS).random(2)], EOS)
+    loss = objective(stack, examples)
+    rollout, = rollouts(stack, [[1, 2]], [content_rng(1, 2, 3, EOS).random(2)], EOS)
 
     def along(actions: list[int]) -> list[tuple[float, float, float]]:
-        found, left = [], [1, 2]
+        result, tokens = [], [1, 2]
         for action in actions:
             with torch.no_grad():
-                scores = stack(torch.tensor([left])).logits[0, -1]
-                left = [*left, action]
-                after = 0.0 if action == EOS else float(stack(torch.tensor([left])).logits[0, -1].logsumexp(-1))
-            found.append((float(scores[action]), float(scores.logsumexp(-1)), after))
-        return found
+                scores = stack(torch.tensor([tokens])).logits[0, -1]
+                tokens = [*tokens, action]
+                after = 0.0 if action == EOS else float(stack(torch.tensor([tokens])).logits[0, -1].logsumexp(-1))
+            result.append((float(scores[action]), float(scores.logsumexp(-1)), after))
+        return result
 
     expected = 0.0
-    for actions, share, data in (([3, EOS], 1.0, True), (own.actions, 2 / len(own.actions), False)):
+    for actions, share, data in (([3, EOS], 1.0, True), (rollout.actions, 2 / len(rollout.actions), False)):
         for score, value, after in along(actions):
             expected += share * (0.02 * (score - 0.9 * after) ** 2 + (-0.5 if data else 0.5) * (value - 0.9 * after))
             expected -= score - value if data else 0.0
     assert float(loss.total.detach()) == pytest.approx(expected)
 
 
-def test_settings_are_checked() -> None:
-    for wrong, says in (({"divergence": "kl"}, "divergence 'kl'"), ({"gamma": 0.0}, "gamma 0.0"),
-                        ({"c": -1.0}, "c -1.0"), ({"noise": 0.1}, "needs a backspace")):
-        with pytest.raises(SegueError, match=says):
-            OccupancyMatching(**wrong)  # type: ignore[arg-type]
+def test_bad_settings_are_refused() -> None:
+    for options, message in (({"divergence": "kl"}, "divergence 'kl'"), ({"gamma": 0.0}, "gamma 0.0"),
+                              ({"c": -1.0}, "c -1.0"), ({"noise": 0.1}, "needs a backspace")):
+        with pytest.raises(SegueError, match=message):
+            OccupancyMatching(**options)  # type: ignore[arg-type]

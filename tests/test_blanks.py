@@ -49,11 +49,11 @@ def test_a_letter_mask_keeps_exactly_the_known(row: list[int], known: set[int]) 
     masked = mask_some(batch, 8, LetterMask(tuple(known)), unmasked=0.0)
     assert masked.tokens[0].tolist() == [id if id in known else 8 for id in row]
     assert masked.targets[0].tolist() == [-1 if id in known else id for id in row]
-    again = mask_some(masked, 8, LetterMask(tuple(known)), unmasked=0.0)
-    assert torch.equal(again.tokens, masked.tokens) and torch.equal(again.targets, masked.targets)
+    masked_twice = mask_some(masked, 8, LetterMask(tuple(known)), unmasked=0.0)
+    assert torch.equal(masked_twice.tokens, masked.tokens) and torch.equal(masked_twice.targets, masked.targets)
 
 
-def test_letter_masks_stand_beside_the_others() -> None:
+def test_letter_masks_mix_with_other_masks() -> None:
     tokens = torch.arange(8).expand(400, 8)
     either = EitherMask((LetterMask((0, 1, 2)), LastMask(), RandomMask(0.25)), (0.5, 0.25, 0.25))
     hidden = either(tokens >= 0, torch.Generator().manual_seed(0), tokens)
@@ -64,7 +64,7 @@ def test_letter_masks_stand_beside_the_others() -> None:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_the_loss_at_blanks_is_that_of_a_masked_language_model(backbone: str) -> None:
+def test_the_loss_at_blanks_equals_masked_language_modelling(backbone: str) -> None:
     """Cross-entropy with -100 at all that is known; and of the answers that are possible alone."""
     model, known = stack(backbone).double(), (1, 4, 6)
     ids = torch.randint(0, 8, (3, 10), generator=torch.Generator().manual_seed(1))
@@ -84,7 +84,7 @@ def test_the_loss_at_blanks_is_that_of_a_masked_language_model(backbone: str) ->
 
 
 @pytest.mark.parametrize("backbone", ["mamba", "lstm"])
-def test_a_cloze_by_letters(backbone: str) -> None:
+def test_a_cloze_by_letters_hides_exactly_the_other_letters(backbone: str) -> None:
     model = ClozeModel(stack(backbone), 13)
     ids = torch.randint(0, 8, (4, 12), generator=torch.Generator().manual_seed(2))
     batch = Batch(ids[:, :-1], ids[:, 1:])
@@ -112,10 +112,10 @@ def test_answers_are_restricted(sampler: str) -> None:
     its own set."""
     model: Any = Fixed(torch.tensor([5.0, 1.0, 4.0, 2.0, 0.0], dtype=torch.float64))  # the last is the mask, id 4
     row, allowed = [4, 0, 4, 4, 2, 4], torch.tensor([False, True, False, True])
-    for temperature, said in ((0.0, {3}), (1.0, {1, 3})):
+    for temperature, possible in ((0.0, {3}), (1.0, {1, 3})):
         filled = fill(model, [row] * 32, sampler, temperature=temperature, allowed=allowed)
-        answers = [each.tokens for each in filled]
-        assert {answer[at] for answer in answers for at in (0, 2, 3, 5)} == said
+        answers = [answer_row.tokens for answer_row in filled]
+        assert {answer[at] for answer in answers for at in (0, 2, 3, 5)} == possible
         assert all(answer[1] == 0 and answer[4] == 2 for answer in answers)
     places = torch.ones(6, 4, dtype=torch.bool)
     places[2] = torch.tensor([False, True, False, False])
@@ -125,7 +125,7 @@ def test_answers_are_restricted(sampler: str) -> None:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_diffusion_given_what_is_known(backbone: str) -> None:
+def test_diffusion_given_known_letters_has_the_mask_loss(backbone: str) -> None:
     """With everything else hidden at each time, the loss is that of the letter mask; known ids neither hide nor count.
     """
     model = stack(backbone).double().eval()
@@ -143,40 +143,40 @@ def test_diffusion_given_what_is_known(backbone: str) -> None:
 # -- how many are right
 
 
-def test_scores_by_hand() -> None:
-    truth = [np.array([0, 1, 2, 3]), np.array([2, 3, 4, 5]), np.array([0, 0])]
+def test_blank_scores_equal_those_by_hand() -> None:
+    expected = [np.array([0, 1, 2, 3]), np.array([2, 3, 4, 5]), np.array([0, 0])]
     guess = [np.array([0, 1, 2, 4]), np.array([3, 3, 4, 5]), np.array([0, 0])]
-    scores = blank_scores(guess, truth, [0, 1])
+    scores = blank_scores(guess, expected, [0, 1])
     assert scores.right.tolist() == [1, 3, 0] and scores.blanks.tolist() == [2, 4, 0]
     assert scores.mean == (1 / 2 + 3 / 4) / 2 and scores.pooled == 4 / 6 and scores.identity == 8 / 10
     with pytest.raises(SegueError, match="as long"):
-        blank_scores(guess[:2], truth, [0])
+        blank_scores(guess[:2], expected, [0])
 
 
 def looked_up(rows: list[list[int]], row: list[int], known: set[int]) -> list[int]:
     """`PatternLookup`, place by place."""
-    free = [id for each in rows for id in each if id not in known]
+    free = [id for sequence in rows for id in sequence if id not in known]
     commonest = max(sorted(set(free)), key=free.count)
-    best, found = -1.0, None
+    best, results = -1.0, None
     for other in rows:
         if len(other) == len(row):
             same = sum(a == b and a in known for a, b in zip(other, row))
             either = sum(a in known or b in known for a, b in zip(other, row))
             if same / max(1, either) > best:
-                best, found = same / max(1, either), other
-    guess = found or [commonest] * len(row)
+                best, results = same / max(1, either), other
+    guess = results or [commonest] * len(row)
     return [a if a in known else commonest if b in known else b for a, b in zip(row, guess)]
 
 
 @quick
 @given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4), min_size=1, max_size=9),
        st.lists(st.integers(0, 5), min_size=1, max_size=5), st.sets(st.integers(0, 4), max_size=3))
-def test_pattern_lookup(rows: list[list[int]], row: list[int], known: set[int]) -> None:
-    if all(id in known for each in rows for id in each):
+def test_pattern_lookup_equals_brute_force(rows: list[list[int]], row: list[int], known: set[int]) -> None:
+    if all(id in known for sequence in rows for id in sequence):
         with pytest.raises(SegueError, match="no blank"):
-            PatternLookup([np.array(each) for each in rows], sorted(known))
+            PatternLookup([np.array(sequence) for sequence in rows], sorted(known))
         return
-    lookup = PatternLookup([np.array(each) for each in rows], sorted(known))
+    lookup = PatternLookup([np.array(sequence) for sequence in rows], sorted(known))
     assert lookup.fill(np.array(row)).tolist() == looked_up(rows, row, known)
     hidden = [id if id in known else 5 for id in row]  # what stands in a blank does not matter
     assert lookup.fill(np.array(hidden)).tolist() == [h if h in known else f for h, f in
@@ -188,14 +188,14 @@ def test_pattern_lookup(rows: list[list[int]], row: list[int], known: set[int]) 
 
 def by_pairs(objects: list[Any], k: int, share: float) -> list[int]:
     """Single linkage, pair by pair."""
-    def words(each: Any) -> set[Any]:
-        return {tuple(each[at : at + k]) for at in range(max(1, len(each) - k + 1))}
+    def words(sequence: Any) -> set[Any]:
+        return {tuple(sequence[at : at + k]) for at in range(max(1, len(sequence) - k + 1))}
 
-    sets, family = [words(each) for each in objects], list(range(len(objects)))
+    sets, family = [words(item) for item in objects], list(range(len(objects)))
     for a, b in itertools.combinations(range(len(objects)), 2):
         if len(sets[a] & sets[b]) >= share * min(len(sets[a]), len(sets[b])) and sets[a] & sets[b]:
             old, new = max(family[a], family[b]), min(family[a], family[b])
-            family = [new if each == old else each for each in family]
+            family = [new if item == old else item for item in family]
     return family
 
 
@@ -204,16 +204,16 @@ KINDS = {"text": "abcd ", "dna": "ACGT", "protein": "ACDE", "cases": "abcd"}
 
 @quick
 @given(st.sampled_from(list(KINDS)), st.integers(1, 4), st.floats(0.1, 1.0), st.integers(0, 999))
-def test_families_pair_by_pair(kind: str, k: int, share: float, seed: int) -> None:
+def test_clusters_equal_pairwise_single_linkage(kind: str, k: int, share: float, seed: int) -> None:
     draw = np.random.default_rng(seed)
     objects = ["".join(draw.choice(list(KINDS[kind]), draw.integers(1, 12))) for _ in range(draw.integers(2, 14))]
-    data = of([list(each) for each in objects] if kind == "cases" else objects, kind=kind)
-    found = data.clusters(k, share)
-    assert found.tolist() == by_pairs(objects, k, share)
+    data = of([list(object) for object in objects] if kind == "cases" else objects, kind=kind)
+    result = data.clusters(k, share)
+    assert result.tolist() == by_pairs(objects, k, share)
 
 
 @pytest.mark.parametrize("kind", ["protein", "dna", "text"])
-def test_relatives_stay_on_one_side(kind: str) -> None:
+def test_cluster_splits_keep_relatives_together(kind: str) -> None:
     """Mutants of some ancestors: at random their families fall on both sides, by cluster on one; again and again on the
     same, in whatever order the records come."""
     draw = np.random.default_rng(0)
@@ -229,21 +229,21 @@ def test_relatives_stay_on_one_side(kind: str) -> None:
     def families(part: Any) -> set[int]:
         return {of_object[o] for o in part.objects()}
 
-    train, held = data.split(0.2, by="cluster")
-    assert not families(train) & families(held) and 0.1 < held.total / data.total < 0.35
+    train, test = data.split(0.2, by="cluster")
+    assert not families(train) & families(test) and 0.1 < test.total / data.total < 0.35
     assert len(families(data.split(0.2, by="content")[0]) & families(data.split(0.2, by="content")[1])) > 10
-    turned = of(objects[::-1], kind=kind).split(0.2, by="cluster")
-    assert families(turned[1]) == families(held) and families(turned[0]) == families(train)
+    reversed_split = of(objects[::-1], kind=kind).split(0.2, by="cluster")
+    assert families(reversed_split[1]) == families(test) and families(reversed_split[0]) == families(train)
 
 
 def test_word_length_follows_the_data() -> None:
     draw = np.random.default_rng(0)
-    few, many = (draw.integers(0, size, (50, 300)).astype(np.uint64) for size in (4, 20))
-    assert word_length(list(many), 0.4) < word_length(list(few), 0.4) <= 10
+    small_alphabet, large_alphabet = (draw.integers(0, size, (50, 300)).astype(np.uint64) for size in (4, 20))
+    assert word_length(list(large_alphabet), 0.4) < word_length(list(small_alphabet), 0.4) <= 10
     assert of(["a", "b", "a"]).clusters().tolist() == [0, 1, 0]
-    for wrong in ({"k": 0}, {"share": 0.0}, {"share": 1.5}):
+    for bad_options in ({"k": 0}, {"share": 0.0}, {"share": 1.5}):
         with pytest.raises(SegueError, match="k of 1 or more"):
-            of(["abc"]).clusters(**wrong)
+            of(["abc"]).clusters(**bad_options)
 
 
 # -- the verbs
@@ -252,8 +252,9 @@ def test_word_length_follows_the_data() -> None:
 def alleles(letters: str, families: int, seed: int = 0) -> list[str]:
     draw = np.random.default_rng(seed)
     ancestors = draw.integers(0, len(letters), (families, 24))
-    return ["".join(letters[id] for id in np.where(draw.random(24) < 0.02, draw.integers(0, len(letters), 24), each))
-            for each in ancestors for _ in range(30)]
+    return ["".join(letters[id] for id in np.where(draw.random(24) < 0.02,
+                                                   draw.integers(0, len(letters), 24), ancestor))
+            for ancestor in ancestors for _ in range(30)]
 
 
 @pytest.mark.parametrize("kind, letters, known, mixer", [
@@ -267,44 +268,44 @@ def test_fit_fill_evaluate_update(kind: str, letters: str, known: str, mixer: st
                                "dropout": 0.0, "codec": ByteCodec() if kind == "text" else None}
     fitted = segue.fit(data, out=tmp_path / "m", steps=200, mixer=mixer, objective="diffusion", known=known,
                        split="content", quiet=True, **options)
-    held = fitted.report["held_out"]
-    said = " ".join(known) if kind == "text" else "".join(sorted(known))
-    assert held["path"].endswith(f"upper bound, given {said}")
-    assert held["bits_per_unit"] < held["baselines"]["unigram"] < held["baselines"]["uniform"]
+    held_out = fitted.report["held_out"]
+    condition = " ".join(known) if kind == "text" else "".join(sorted(known))
+    assert held_out["path"].endswith(f"upper bound, given {condition}")
+    assert held_out["bits_per_unit"] < held_out["baselines"]["unigram"] < held_out["baselines"]["uniform"]
     loaded: Any = segue.load(tmp_path / "m")
     report = loaded.evaluate(data)
     assert report.bits_per_unit == fitted.evaluate(data).bits_per_unit and "of the blanks are right" in report.notes[-1]
-    holed = "".join(each if each in known else "_" for each in objects[0])
+    holed = "".join(letter if letter in known else "_" for letter in objects[0])
     filled = loaded.continue_(holed, temperature=0.0, decoder="confidence", steps=1)
     text = filled.text
     assert len(text) == len(holed) and all(a == b if b in known else a not in known for a, b in zip(text, objects[0]))
     ancestor = max(objects[:30], key=objects[:30].count)
     assert np.mean([a == b for a, b in zip(text, ancestor)]) > 0.7
-    more = loaded.continue_(holed.replace("_", "?"), gap="?", known=letters[1], seed=1)
-    assert letters[1] not in [each for each, hole in zip(more.text, holed) if hole == "_"]
+    refilled = loaded.continue_(holed.replace("_", "?"), gap="?", known=letters[1], seed=1)
+    assert letters[1] not in [letter for letter, hole in zip(refilled.text, holed) if hole == "_"]
     assert loaded.update(of(objects[::-1], kind=kind), steps=2, quiet=True).matrix.scores.shape == (2, 2)
-    for wrong, match in (({"n": 3}, "leave n out"), ({"gap": "?"}, "no gap")):
+    for bad_options, match in (({"n": 3}, "leave n out"), ({"gap": "?"}, "no gap")):
         with pytest.raises(SegueError, match=match):
-            loaded.continue_(holed, **wrong)
+            loaded.continue_(holed, **bad_options)
 
 
-def test_what_known_letters_need() -> None:
+def test_known_letters_need_a_masked_objective() -> None:
     objects = alleles("abcdefgh", 2)
-    for wrong, match in (({"objective": "next"}, "hides nothing by letters"), ({"objective": "cloze"}, "by letters"),
-                         ({"objective": "timed"}, "no known="),
-                         ({"objective": "diffusion", "vocabulary": 300}, "one token a")):
+    for bad_options, match in (({"objective": "next"}, "hides nothing by letters"),
+                               ({"objective": "cloze"}, "by letters"), ({"objective": "timed"}, "no known="),
+                               ({"objective": "diffusion", "vocabulary": 300}, "one token a")):
         with pytest.raises(SegueError, match=match):
-            segue.fit(of(objects), steps=2, known="ab", quiet=True, **wrong)
-    items = [list(each) for each in objects]
+            segue.fit(of(objects), steps=2, known="ab", quiet=True, **bad_options)
+    items = [list(object) for object in objects]
     with pytest.raises(SegueError, match="names nothing"):
         segue.fit(of(items, kind="cases"), steps=2, known="zz", objective="diffusion", quiet=True)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_learning_from_blanks(backbone: str) -> None:
+def test_every_backbone_learns_from_blanks(backbone: str) -> None:
     """Any backbone learns what stands between letters that can be read."""
     codec = LetterCodec("abcdefgh")
-    rows = np.stack([codec.encode(each) for each in alleles("abcdefgh", 3)])
+    rows = np.stack([codec.encode(allele) for allele in alleles("abcdefgh", 3)])
     known = codec.encode("ae").tolist()
 
     def draw(step: int) -> Batch:

@@ -25,31 +25,31 @@ def stack_of(*mixers: str, **options: object) -> Stack:
 
 @pytest.mark.parametrize("options", STACKS.values(), ids=STACKS)
 @pytest.mark.parametrize("mixers", [("attention", "attention"), ("gru", "attention")], ids="+".join)
-def test_it_is_a_window(mixers: tuple[str, ...], options: dict[str, object]) -> None:
+def test_bounded_attention_equals_a_window(mixers: tuple[str, ...], options: dict[str, object]) -> None:
     stack = stack_of(*mixers, **options)
-    twin, windowed = bound_attention(stack, 7), stack_of(*mixers, **options, window=7)
+    copied, windowed = bound_attention(stack, 7), stack_of(*mixers, **options, window=7)
     tokens = torch.randint(29, (2, 40))
-    before, state = stack(tokens).logits, twin.init_state(2)
-    found = []
+    before, state = stack(tokens).logits, copied.init_state(2)
+    result = []
     for part in tokens.split([5, 1, 20, 14], 1):
-        found.append(twin.extend(part, state).logits)
+        result.append(copied.extend(part, state).logits)
         state.commit()
-    assert torch.equal(twin(tokens).logits, windowed(tokens).logits)
-    torch.testing.assert_close(torch.cat(found, 1), windowed(tokens).logits, rtol=0, atol=1e-12)
+    assert torch.equal(copied(tokens).logits, windowed(tokens).logits)
+    torch.testing.assert_close(torch.cat(result, 1), windowed(tokens).logits, rtol=0, atol=1e-12)
     assert torch.equal(stack(tokens).logits, before)  # left alone
-    torch.testing.assert_close(twin(tokens[:, :7]).logits, before[:, :7], rtol=0, atol=1e-12)
-    assert not torch.allclose(twin(tokens).logits[:, 30:], before[:, 30:])
-    assert all(a is b for a, b in zip(stack.parameters(), twin.parameters(), strict=True))
-    assert has_constant_state(twin) and not has_constant_state(stack)
+    torch.testing.assert_close(copied(tokens[:, :7]).logits, before[:, :7], rtol=0, atol=1e-12)
+    assert not torch.allclose(copied(tokens).logits[:, 30:], before[:, 30:])
+    assert all(a is b for a, b in zip(stack.parameters(), copied.parameters(), strict=True))
+    assert has_constant_state(copied) and not has_constant_state(stack)
 
 
-def test_what_is_bounded_already_or_sees_by_other_means_stays_as_it_is() -> None:
+def test_mixers_without_unbounded_attention_stay_unchanged() -> None:
     for stack in (stack_of("attention", window=5), stack_of("attention", positions="alibi"), stack_of("gru"),
                   stack_of("attention", relative=9)):
         assert bound_attention(stack, 3) is stack
 
 
-def test_a_fitted_model_goes_on_by_what_its_rows_held(tmp_path: Path) -> None:
+def test_a_fitted_model_continues_within_its_context(tmp_path: Path) -> None:
     text = "".join(f"{i} men went to mow, went to mow a meadow. " for i in range(300))
     model = segue.fit([text[at : at + 400] for at in range(0, len(text), 400)], steps=5, width=32, depth=2, context=32,
                       mix=False, quiet=True)

@@ -57,19 +57,20 @@ def memory_inputs(rows: int, length: int, heads: int, keys: int, values: int, se
     return [q, k * keys**-0.5, v, i, f + 1, memory, m.to(dtype)]
 
 
-def delta_inputs(rows: int, length: int, many: int, heads: int, keys: int, values: int, seed: int,
+def delta_inputs(rows: int, length: int, writes: int, heads: int, keys: int, values: int, seed: int,
                  dtype: torch.dtype = torch.float64) -> list[Tensor]:
     q = strided(rows, length, heads, keys, seed=seed, dtype=dtype)
-    k, v = (strided(rows, length * many, heads, n, seed=seed + n, dtype=dtype).unflatten(1, (length, many))
+    k, v = (strided(rows, length * writes, heads, n, seed=seed + n, dtype=dtype).unflatten(1, (length, writes))
             for n in (keys, values))
-    beta = 2 * torch.sigmoid(strided(rows, length * many, heads, seed=seed + 9, dtype=dtype))
+    beta = 2 * torch.sigmoid(strided(rows, length * writes, heads, seed=seed + 9, dtype=dtype))
     state = strided(rows, heads, keys, values, seed=seed + 8, dtype=dtype)
-    return [q, F.normalize(k, dim=-1), v, beta.unflatten(1, (length, many)), state]
+    return [q, F.normalize(k, dim=-1), v, beta.unflatten(1, (length, writes)), state]
 
 
 @given(LENGTHS, st.sampled_from([(3, 5), (16, 8), (20, 40)]), st.booleans(), st.booleans(), st.integers(0, 99))
 @EXAMPLES
-def test_the_mlstm_is_its_loop(length: int, widths: tuple[int, int], packed: bool, fresh: bool, seed: int) -> None:
+def test_chunked_mlstm_equals_its_loop(length: int, widths: tuple[int, int], packed: bool, fresh: bool,
+                                       seed: int) -> None:
     inputs, starts = memory_inputs(2, length, 3, *widths, seed, fresh), documents(2, length, packed, seed)
     agree(with_gradients(mlstm, inputs, starts), with_gradients(mlstm_reference, inputs, starts), 1e-9)
     agree([MLSTM(*inputs, starts)[2]], [LOOP(*inputs, starts)[2]], 1e-12)
@@ -77,59 +78,61 @@ def test_the_mlstm_is_its_loop(length: int, widths: tuple[int, int], packed: boo
 
 @given(LENGTHS, st.integers(1, 3), st.sampled_from([(3, 5), (16, 8), (20, 40)]), st.booleans(), st.integers(0, 99))
 @EXAMPLES
-def test_the_delta_rule_is_its_loop(length: int, many: int, widths: tuple[int, int], packed: bool, seed: int) -> None:
-    inputs, starts = delta_inputs(2, length, many, 2, *widths, seed), documents(2, length, packed, seed)
+def test_chunked_delta_rule_equals_its_loop(length: int, writes: int, widths: tuple[int, int], packed: bool,
+                                            seed: int) -> None:
+    inputs, starts = delta_inputs(2, length, writes, 2, *widths, seed), documents(2, length, packed, seed)
     agree(with_gradients(delta, inputs, starts), with_gradients(delta_reference, inputs, starts), 1e-9)
     inputs[1] = 3 * inputs[1]
     inputs[0][:, 3], inputs[1][:, 5] = 0, 1e-3 * inputs[1][:, 5]  # too short to be made longer
 
-    def made(q: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    def chunked(q: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         return delta_reference(*normalise_qk(q, k, 0.01), *others)
 
-    agree(with_gradients(lambda *x: DELTA(*x, starts, None, 0.01), inputs), with_gradients(made, inputs, starts), 1e-9)
+    agree(with_gradients(lambda *x: DELTA(*x, starts, None, 0.01), inputs),
+          with_gradients(chunked, inputs, starts), 1e-9)
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_torch_forms_are_the_compiled_ones(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_forms_equal_the_compiled_ones(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several chunks, with rows that end early: the plain forms are what GPUs and bfloat16 states take."""
     starts, lengths = documents(3, 150, packed, 3), torch.tensor([0, 70, 150])
-    held, rule = memory_inputs(3, 150, 2, 8, 6, 1, False), delta_inputs(3, 150, 2, 2, 8, 6, 1)
+    mlstm_inputs, rule_inputs = memory_inputs(3, 150, 2, 8, 6, 1, False), delta_inputs(3, 150, 2, 2, 8, 6, 1)
 
     def both() -> list[Tensor]:
-        ends = (MLSTM(*held, starts, lengths), DELTA(*rule, starts, lengths))
+        ends = (MLSTM(*mlstm_inputs, starts, lengths), DELTA(*rule_inputs, starts, lengths))
         y, memory, m = ends[0]
         live = (torch.arange(150) < lengths[:, None])[..., None, None]
         return [y * live, memory, m, ends[1][0] * live, ends[1][1]]
 
     compiled = both()
-    gradients = with_gradients(mlstm, held, starts) + with_gradients(delta, rule, starts)
+    gradients = with_gradients(mlstm, mlstm_inputs, starts) + with_gradients(delta, rule_inputs, starts)
     for module in (mlstm_module, delta_module):
         monkeypatch.setattr(module, "runs_compiled", lambda *_: False)
     agree(compiled, both(), 1e-10)
-    agree(gradients, with_gradients(mlstm, held, starts) + with_gradients(delta, rule, starts), 1e-9)
+    agree(gradients, with_gradients(mlstm, mlstm_inputs, starts) + with_gradients(delta, rule_inputs, starts), 1e-9)
 
 
-def test_nodes_past_the_length_learn_nothing() -> None:
+def test_nodes_past_the_length_have_no_gradient() -> None:
     lengths, live = torch.tensor([40, 100]), torch.arange(100) < torch.tensor([[40], [100]])
     for function, inputs in ((MLSTM, memory_inputs(2, 100, 2, 8, 8, 0, False)),
                              (DELTA, delta_inputs(2, 100, 1, 2, 8, 8, 0))):
-        found = with_gradients(function, inputs, None, lengths)
-        assert all(not x[~live].any() for x in found[2:] if x.shape[1] == 100)
-        alone = function(*[x[:1, :40] if x.shape[1] == 100 else x[:1] for x in inputs])[:2]
-        agree([found[0][:1, :40], found[1][:1]], list(alone), 1e-12)
+        results = with_gradients(function, inputs, None, lengths)
+        assert all(not x[~live].any() for x in results[2:] if x.shape[1] == 100)
+        single = function(*[x[:1, :40] if x.shape[1] == 100 else x[:1] for x in inputs])[:2]
+        agree([results[0][:1, :40], results[1][:1]], list(single), 1e-12)
 
 
-def test_low_precision() -> None:
+def test_low_precision_is_computed_in_float32() -> None:
     """float32 to its own rounding; bfloat16 inputs are computed in float32 and come back as they were."""
     inputs = memory_inputs(1, 200, 2, 32, 32, 0, True)
     rule = delta_inputs(1, 200, 1, 2, 32, 32, 0)
     for function, given_ in ((MLSTM, inputs), (DELTA, rule)):
         exact = with_gradients(function, given_)
         agree([x.double() for x in with_gradients(function, [x.float() for x in given_])], exact, 2e-4)
-        some = [x.bfloat16() if index < 3 else x.float() for index, x in enumerate(given_)]
-        y = function(*some)[0]
+        mixed_inputs = [x.bfloat16() if index < 3 else x.float() for index, x in enumerate(given_)]
+        y = function(*mixed_inputs)[0]
         assert y.dtype == torch.bfloat16
-        wide = function(*[x.float() for x in some])[0]
+        wide = function(*[x.float() for x in mixed_inputs])[0]
         assert (y.float() - wide).abs().max() <= 0.01 * wide.abs().max()
 
 
@@ -142,7 +145,7 @@ def test_large_gates_stay_finite() -> None:
 
 @given(st.sampled_from([32, 33, 64, 70]), st.integers(1, 200), st.integers(1, 5), st.booleans(), st.integers(0, 99))
 @EXAMPLES
-def test_the_short_convolution_is_its_sum(length: int, width: int, taps: int, packed: bool, seed: int) -> None:
+def test_the_short_convolution_equals_its_sum(length: int, width: int, taps: int, packed: bool, seed: int) -> None:
     layer = ShortConvolution(width, taps).double()
     torch.nn.init.normal_(layer.bias)
     x, window, starts = strided(2, length, width, seed=seed), strided(2, taps - 1, width, seed=seed), documents(
@@ -154,55 +157,55 @@ def test_the_short_convolution_is_its_sum(length: int, width: int, taps: int, pa
             return y, last
 
         layer.zero_grad()
-        found = with_gradients(of, [x, window])
+        results = with_gradients(of, [x, window])
         y, _ = of(x, window)
         (y * y).sum().backward()
-        return [*found, layer.weight.grad.clone(), layer.bias.grad.clone()]  # type: ignore[union-attr]
+        return [*results, layer.weight.grad.clone(), layer.bias.grad.clone()]  # type: ignore[union-attr]
 
     agree(run(ShortConvolution.scan), run(WindowRecurrence.scan), 1e-12)
 
 
 @pytest.mark.parametrize(("blocks", "outputs", "width"), [(16, 2, 4), (16, 1, 4), (4, 3, 16), (2, 2, 24), (3, 2, 5)])
-def test_blocks_are_a_sum_each(blocks: int, outputs: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_products_equal_sums(blocks: int, outputs: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [strided(2, 270, blocks * width, seed=1), strided(blocks, outputs, width, width, seed=2)]
 
     def run(x: Tensor, weight: Tensor) -> tuple[Tensor]:
         return (block_product(x, weight),)
 
-    found = with_gradients(run, inputs, given=1)
+    results = with_gradients(run, inputs, given=1)
     assert bool(block_module._blocks_per_vector(*inputs)) == (width != 5 and width <= MOST_PANELS * simd.LANES // 2)
     monkeypatch.setattr(block_module, "_blocks_per_vector", lambda *_: 0)
-    agree(found, with_gradients(run, inputs, given=1), 1e-12)
+    agree(results, with_gradients(run, inputs, given=1), 1e-12)
 
 
 @pytest.mark.parametrize("name", ["mamba2", "mlstm", "deltanet"])
-def test_what_is_wrong_in_one_row_stays_there(name: str) -> None:
+def test_not_a_number_stays_in_its_row(name: str) -> None:
     """Rows share the buffers of a thread, and the last chunk fills a part of them."""
     torch.manual_seed(0)
     mixer, clean, threads = MIXERS[name](32), torch.randn(1, 70, 32), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         x = torch.cat([torch.full_like(clean, torch.nan), clean]).requires_grad_()
-        y, alone = mixer(x)[1], mixer(clean.requires_grad_())[0]
-        grads = torch.autograd.grad(y.sum(), x)[0][1], torch.autograd.grad(alone.sum(), clean)[0][0]
+        y, single = mixer(x)[1], mixer(clean.requires_grad_())[0]
+        grads = torch.autograd.grad(y.sum(), x)[0][1], torch.autograd.grad(single.sum(), clean)[0][0]
     finally:
         torch.set_num_threads(threads)
-    torch.testing.assert_close(y, alone)
+    torch.testing.assert_close(y, single)
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("ours", [False, True])
-def test_threads_share_the_parts(ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("actual", [False, True])
+def test_threads_cover_all_parts_once(actual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On those of torch and on our own."""
-    if ours:
+    if actual:
         monkeypatch.setattr(threads, "_team", lambda: None)
-    before, seen = torch.get_num_threads(), list[int]()
+    before, covered = torch.get_num_threads(), list[int]()
     torch.set_num_threads(3)
     try:
         for count in (0, 1, 2, 10):
-            seen.clear()
-            threads.parallel_for(lambda begin, end: seen.extend(range(begin, end)), count)
-            assert sorted(seen) == list(range(count))
+            covered.clear()
+            threads.parallel_for(lambda begin, end: covered.extend(range(begin, end)), count)
+            assert sorted(covered) == list(range(count))
         with pytest.raises(ZeroDivisionError):
             threads.parallel_for(lambda begin, end: 1 / (end - 10), 10)
     finally:
@@ -210,7 +213,7 @@ def test_threads_share_the_parts(ours: bool, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_has_threads_of_its_own() -> None:
+def test_a_forked_process_starts_its_own_threads() -> None:
     """Those of torch do not live on in it: waiting for them would never end."""
     code = """
 import os, torch

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import shake
 
 from segue.analysis.circuits import (
     Order,
@@ -50,9 +51,7 @@ def random_stack(mixers: list[str], seed: int = 0, width: int = 16, **choices: A
     torch.manual_seed(seed)
     options = {"attention": {"heads": 4, "kv_heads": 2, "qkv_bias": True, "out_bias": True}}
     model = Stack(StackConfig(V, width, mixers, {k: v for k, v in options.items() if k in mixers}, **choices)).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+    shake(model, 0.2)
     return model.eval()
 
 
@@ -71,7 +70,7 @@ def shifted(width: int = 8) -> Stack:
     return model
 
 
-def test_a_head_that_was_built_to_step_on_is_found_and_no_other() -> None:
+def test_only_the_built_successor_head_is_found() -> None:
     torch.manual_seed(0)
     model = shifted(24)
     hits = head_hits(model, [Order("days", tuple(range(24)), cyclic=True)])
@@ -85,14 +84,14 @@ def test_a_head_that_was_built_to_step_on_is_found_and_no_other() -> None:
     torch.testing.assert_close(ov_circuit(model, 1, moved)[0], ov_circuit(model, 1, x[5:6])[0])
 
 
-def test_random_weights_are_right_by_chance() -> None:
+def test_random_weights_score_at_chance() -> None:
     hits = torch.cat([torch.cat(list(head_hits(random_stack(["attention"] * 2, seed), [Order("all", tuple(range(V)),
                                                                                              True)]).values()))
                       for seed in range(12)]).double()
     assert abs(float(hits.mean()) - 1 / V) < 4 * (1 / V * (1 - 1 / V) / len(hits)) ** 0.5
 
 
-def test_pairs_end_with_the_class_or_begin_again() -> None:
+def test_successor_pairs_stop_or_wrap_at_the_class_end() -> None:
     assert Order("letters", (4, 2, 9)).pairs() == [(4, 2), (2, 9)]
     assert Order("days", (4, 2, 9), cyclic=True).pairs() == [(4, 2), (2, 9), (9, 4)]
     assert Order("letters", (4, 2, 9)).pairs(0) == [(4, 4), (2, 2), (9, 9)]
@@ -107,14 +106,14 @@ SHAPES = st.fixed_dictionaries({
 @settings(max_examples=25, deadline=None)
 @given(choices=SHAPES, mixers=st.lists(st.sampled_from(MIXERS), min_size=1, max_size=2), heads=st.booleans(),
        seed=st.integers(0, 99))
-def test_all_writes_and_all_their_logits_add_up_to_the_model(choices: dict[str, Any], mixers: list[str], heads: bool,
-                                                             seed: int) -> None:
+def test_writes_and_direct_logits_sum_to_the_model(choices: dict[str, Any], mixers: list[str], heads: bool,
+                                                   seed: int) -> None:
     model = random_stack(mixers, seed, **choices)
     tokens = torch.randint(V, (2, 9), generator=torch.Generator().manual_seed(seed))
-    written, wanted = writes(model, tokens, heads=heads), model(tokens).logits
-    whole = torch.stack(list(written.values())).sum(0)
-    torch.testing.assert_close(model.head(model.norm(whole)), wanted, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(torch.stack(list(direct_logits(model, written).values())).sum(0), wanted, rtol=1e-9,
+    written, expected = writes(model, tokens, heads=heads), model(tokens).logits
+    total = torch.stack(list(written.values())).sum(0)
+    torch.testing.assert_close(model.head(model.norm(total)), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(torch.stack(list(direct_logits(model, written).values())).sum(0), expected, rtol=1e-9,
                                atol=1e-9)
     if heads and mixers[0] == "attention":
         assert {f"layer 1 head {i}" for i in (1, 2, 3, 4)} < set(written) and "layer 1 attention" not in written
@@ -125,7 +124,7 @@ def test_all_writes_and_all_their_logits_add_up_to_the_model(choices: dict[str, 
 
 
 @pytest.mark.parametrize("mixer", ["attention", "gla", "mamba2"])
-def test_a_direct_effect_is_what_taking_out_the_last_write_costs(mixer: str) -> None:
+def test_direct_effects_equal_ablation_of_the_last_write(mixer: str) -> None:
     """Of a part that nothing reads but the last norm, it is its whole effect: take it out of a plain pass."""
     model = random_stack(["lstm", mixer], channel="none")
     tokens = torch.randint(V, (3, 8), generator=torch.Generator().manual_seed(1))
@@ -174,43 +173,43 @@ def naive_circuit(model: Any, family: str, layer: int, ids: Tensor) -> Tensor:
         heads, shared = model.config.num_attention_heads, model.config.num_key_value_heads
         v = block.self_attn.v_proj(x).unflatten(-1, (shared, -1)).repeat_interleave(heads // shared, 1).flatten(1)
         out, norm = block.self_attn.o_proj.weight, body.norm
-    each = torch.stack([z @ w.T for z, w in zip(v.chunk(heads, -1), out.chunk(heads, 1))])
-    each = each if family == "llama" else each - each.mean(-1, keepdim=True)
-    return (each * norm.weight) @ model.get_output_embeddings().weight.T
+    outputs = torch.stack([z @ w.T for z, w in zip(v.chunk(heads, -1), out.chunk(heads, 1))])
+    outputs = outputs if family == "llama" else outputs - outputs.mean(-1, keepdim=True)
+    return (outputs * norm.weight) @ model.get_output_embeddings().weight.T
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
-def test_circuits_of_converted_folders_are_those_of_their_weights(family: str, tmp_path: Path) -> None:
+def test_circuits_of_converted_folders_equal_their_weights(family: str, tmp_path: Path) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     transformers = pytest.importorskip("transformers")
     from segue.models.huggingface import from_huggingface
 
     common = {"vocab_size": 31, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
               "num_attention_heads": 4}
-    own: dict[str, Any] = {"gpt2": {"vocab_size": 31, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32},
-                           "llama": common | {"num_key_value_heads": 2}, "gpt_neox": common}[family]
+    options_by_family: dict[str, Any] = {"gpt2": {"vocab_size": 31, "n_embd": 32, "n_layer": 2, "n_head": 4,
+                                                  "n_positions": 32},
+                                         "llama": common | {"num_key_value_heads": 2}, "gpt_neox": common}[family]
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family, **own, bos_token_id=0, eos_token_id=1)
-    theirs = transformers.AutoModelForCausalLM.from_config(config).double().eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    theirs.save_pretrained(tmp_path)
-    ours, ids = from_huggingface(tmp_path, torch.float64)[0], torch.arange(31)
+    config = transformers.AutoConfig.for_model(family, **options_by_family, bos_token_id=0, eos_token_id=1)
+    reference = transformers.AutoModelForCausalLM.from_config(config).double().eval()
+    shake(reference, 0.2)
+    reference.save_pretrained(tmp_path)
+    actual, ids = from_huggingface(tmp_path, torch.float64)[0], torch.arange(31)
     for layer in (0, 1):
-        found = ov_circuit(ours, layer + 1, effective_inputs(ours, ids.tolist()))
-        near = 1e-5 if family == "llama" else 1e-9  # their RMS norm computes in float32
-        torch.testing.assert_close(found, naive_circuit(theirs, family, layer, ids), rtol=near, atol=near)
+        results = ov_circuit(actual, layer + 1, effective_inputs(actual, ids.tolist()))
+        tolerance = 1e-5 if family == "llama" else 1e-9  # their RMS norm computes in float32
+        torch.testing.assert_close(results, naive_circuit(reference, family, layer, ids), rtol=tolerance,
+                                   atol=tolerance)
     tokens = torch.randint(31, (2, 7))  # forced attention: alone, an element reads itself, and what a head adds is this
-    written = writes(ours, tokens[:, :1])
-    read = ours.blocks[0].mixer
-    alone = read.output(torch.zeros(2, 4, 1, read.head_width, dtype=torch.float64), tokens[:, :1, None].double())
+    written = writes(actual, tokens[:, :1])
+    read = actual.blocks[0].mixer
+    single = read.output(torch.zeros(2, 4, 1, read.head_width, dtype=torch.float64), tokens[:, :1, None].double())
     heads = torch.stack([written[f"layer 1 head {h}"] for h in (1, 2, 3, 4)]).sum(0)
-    x = ours.blocks[0].mixer_norm(ours.embed(tokens[:, :1], torch.zeros(2, 1, dtype=torch.long)))
-    torch.testing.assert_close(heads, read(x) - alone, rtol=1e-9, atol=1e-9)
+    x = actual.blocks[0].mixer_norm(actual.embed(tokens[:, :1], torch.zeros(2, 1, dtype=torch.long)))
+    torch.testing.assert_close(heads, read(x) - single, rtol=1e-9, atol=1e-9)
 
 
-def test_a_circuit_is_what_an_element_alone_is_made_of() -> None:
+def test_a_circuit_equals_the_logits_of_a_single_element() -> None:
     """Attention is one-hot where there is one element: a head's direct logits are its circuit at the last norm's scale,
     also of mixers that are no attention."""
     for mixer in ("attention", "gla", "mamba2", "deltanet"):
@@ -227,19 +226,19 @@ def test_a_circuit_is_what_an_element_alone_is_made_of() -> None:
 
 def test_induction_is_read_off_the_matrices() -> None:
     model = random_stack(["attention", "lstm", "gla"])
-    found = induction_scores(model, length=5, rows=3, seed=2)
+    results = induction_scores(model, length=5, rows=3, seed=2)
     once = torch.randint(V, (3, 5), generator=torch.Generator().manual_seed(2))
     layer, _, other = matrices(model, torch.cat([once, once], 1))
     assert layer is not None and other is not None
     for name, matrix in (("layer 1", layer), ("layer 3", other)):
         for head in range(matrix.shape[1]):
             row = matrix[:, head].abs()
-            wanted = sum(row[b, i, i - 4] / row[b, i].sum() for b in range(3) for i in range(5, 9)) / 12
-            assert found[f"{name} head {head + 1}"] == pytest.approx(float(wanted))
-    assert not any(name.startswith("layer 2") for name in found)
+            expected = sum(row[b, i, i - 4] / row[b, i].sum() for b in range(3) for i in range(5, 9)) / 12
+            assert results[f"{name} head {head + 1}"] == pytest.approx(float(expected))
+    assert not any(name.startswith("layer 2") for name in results)
 
 
-def test_what_has_no_sum_of_writes_is_refused() -> None:
+def test_models_without_a_sum_of_writes_are_refused() -> None:
     with pytest.raises(SegueError, match="post_norm"):
         writes(random_stack(["attention"], post_norm=True), torch.zeros(1, 3, dtype=torch.long))
     with pytest.raises(SegueError, match="not linear in its values"):
@@ -248,12 +247,12 @@ def test_what_has_no_sum_of_writes_is_refused() -> None:
         writes(torch.nn.Linear(2, 2), torch.zeros(1, 3))  # type: ignore[arg-type]
 
 
-def test_a_sparse_autoencoder_finds_what_vectors_were_made_of() -> None:
+def test_a_sparse_autoencoder_recovers_the_dictionary() -> None:
     torch.manual_seed(0)
-    truth = F.normalize(torch.randn(24, 16), dim=-1)
-    x = (torch.rand(3000, 24) < 0.08).float() * (1 + torch.rand(3000, 24)) @ truth
+    expected = F.normalize(torch.randn(24, 16), dim=-1)
+    x = (torch.rand(3000, 24) < 0.08).float() * (1 + torch.rand(3000, 24)) @ expected
     model = fit_autoencoder(x, features=48, sparsity=0.1, steps=1500, rate=3e-3)
-    cosines = truth @ F.normalize(model.directions, dim=-1).T
+    cosines = expected @ F.normalize(model.directions, dim=-1).T
     assert float((cosines.amax(1) > 0.8).float().mean()) > 0.9
     assert float((model(x) - x).square().sum() / x.square().sum()) < 0.1
     torch.testing.assert_close(model.directions.norm(dim=-1), torch.ones(48))
@@ -266,10 +265,11 @@ def test_parts_of_vectors_can_be_exchanged() -> None:
     order, kind = (torch.randn(count, 24, generator=draw, dtype=torch.float64) for count in (8, 3))
     index, group = torch.arange(8).repeat(3), torch.arange(3).repeat_interleave(8)
     x = order[index] + kind[group] + 0.01 * torch.randn(24, 24, generator=draw, dtype=torch.float64)
-    kept = torch.arange(24) != 13  # index 5 of group 1 is never seen
-    first, second = index_group_maps(x[kept], index[kept], group[kept])
-    made = x[5] @ first + x[9] @ second  # index 5 of group 0, and index 1 of group 1
-    assert int((x - made).norm(dim=1).argmin()) == 13 and float((x[13] - made).norm()) < 0.2 * float(x[13].norm())
+    is_kept = torch.arange(24) != 13  # index 5 of group 1 is never seen
+    first, second = index_group_maps(x[is_kept], index[is_kept], group[is_kept])
+    composed = x[5] @ first + x[9] @ second  # index 5 of group 0, and index 1 of group 1
+    assert int((x - composed).norm(dim=1).argmin()) == 13
+    assert float((x[13] - composed).norm()) < 0.2 * float(x[13].norm())
     with pytest.raises(SegueError, match="of its own"):
         index_group_maps(x, index, group * 0)
 
@@ -282,18 +282,18 @@ def test_a_shuffled_probe_finds_nothing() -> None:
     assert real > 0.95 and len(set(shuffled)) > 1 and max(shuffled) < 0.8
 
 
-def test_lists_step_on_and_hold_no_pair_that_is_held_out() -> None:
+def test_training_lists_exclude_held_out_pairs() -> None:
     unknown, following = held_out_pairs(3), dict(pair for order in ORDERS for pair in order.pairs())
     assert len(unknown) == round(0.15 * len(following))
-    batch, asked = sample_batch(40, read_words(None), unknown, 5)
+    batch, kinds = sample_batch(40, read_words(None), unknown, 5)
     pairs = []
-    for row, at in (asked == LISTS).nonzero().tolist():
+    for row, at in (kinds == LISTS).nonzero().tolist():
         assert batch.tokens[row, at] == NEXT
         first = next(int(i) for i in batch.tokens[row, :at].flip(0) if i < ITEMS)
         pairs.append((first, int(batch.targets[row, at])))
     assert len(pairs) > 100 and all(following[first] == second for first, second in pairs)
     assert not unknown & set(pairs)
-    spans = (asked == SPANS).nonzero().tolist()
+    spans = (kinds == SPANS).nonzero().tolist()
     assert spans
     for row, at in spans:  # what is asked for stands as far in front of the mark as this place behind it
         mark = int((batch.tokens[row, :at] == SAME).nonzero()[-1])

@@ -18,7 +18,7 @@ from segue.training.checkpoint import load_tensors, save_tensors
 from segue.verbs.classify import CLASSES_FILE, labels_from_names, numeric_labels, wilson_interval
 
 
-def test_names_say_classes() -> None:
+def test_classes_are_parsed_from_names() -> None:
     assert class_in(of_class("a (b).ts:3", "x (y)")) == ("a (b).ts:3", "x (y)")
     assert class_in("a (b).ts:3") == ("a (b).ts:3", "") and of_class("a", "") == "a"
     assert labels_from_names(["d/a.ts:1 (class 1)", "d/a.ts:2 (class -1)"]) == (["1", "-1"], "")
@@ -42,8 +42,8 @@ def rings(tmp_path_factory: pytest.TempPathFactory) -> Path:
         size, ring = 4 + i % 5, i % 2
         lines.append(f"{size} {1 + (1 - ring)}")
         for a in range(size):
-            near = sorted({b % size for b in (a - 1, a + 1) if ring or 0 <= b < size})
-            lines.append(f"{i % 3} {len(near)} {' '.join(map(str, near))}")
+            neighbours = sorted({b % size for b in (a - 1, a + 1) if ring or 0 <= b < size})
+            lines.append(f"{i % 3} {len(neighbours)} {' '.join(map(str, neighbours))}")
     (folder / "rings.txt").write_text("60\n" + "\n".join(lines) + "\n")
     segue.fit(folder / "rings.txt", out=folder / "model", steps=30, width=32, depth=1, mixer="gru", quiet=True)
     return folder
@@ -52,9 +52,9 @@ def rings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_graphs_are_classified(rings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = segue.read(rings / "rings.txt")
     assert class_in(data.name(0))[1] == "2" and not any(sign.startswith("=") for sign in data[0].object)
-    found: Any = segue.load(rings / "model").classify(rings / "rings.txt", quiet=True)
-    assert found.classes == {"1": 30, "2": 30} and found.accuracy["this model"] > 0.9
-    assert found.accuracy["the most frequent class"] <= 0.5 and found.accuracy["the length"] < 0.8
+    result: Any = segue.load(rings / "model").classify(rings / "rings.txt", quiet=True)
+    assert result.classes == {"1": 30, "2": 30} and result.accuracy["this model"] > 0.9
+    assert result.accuracy["the most frequent class"] <= 0.5 and result.accuracy["the length"] < 0.8
     KINDS["graph"].write(data, tmp_path / "new.graphml")  # names without classes
     assert "class" not in (tmp_path / "new.graphml").read_text()
     with pytest.raises(SystemExit) as ended:
@@ -63,8 +63,8 @@ def test_graphs_are_classified(rings: Path, tmp_path: Path, capsys: pytest.Captu
     out, _ = capsys.readouterr()
     rows = (tmp_path / "said.csv").read_text().splitlines()
     assert ended.value.code == 0 and "accuracy" in out and rows[0] == "name,class,probability" and len(rows) == 61
-    truth = [class_in(data.name(i))[1] for i in range(len(data))]
-    assert np.mean([row.split(",")[1] == label for row, label in zip(rows[1:], truth)]) > 0.9
+    expected = [class_in(data.name(i))[1] for i in range(len(data))]
+    assert np.mean([row.split(",")[1] == label for row, label in zip(rows[1:], expected)]) > 0.9
 
 
 def test_folders_are_classes_of_any_kind(tmp_path: Path) -> None:
@@ -96,13 +96,13 @@ TABLES: dict[str, tuple[str, str, list[str], list[str]]] = {  # a table, its col
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_column_says_the_class(name: str, tmp_path: Path) -> None:
+def test_a_column_gives_the_class(name: str, tmp_path: Path) -> None:
     content, column, first, classes = TABLES[name]
     path, kind = tmp_path / name, name.partition(".")[0].replace("short", "text")
     path.write_text(content)
     data = segue.read(path, kind=kind, classes=column)
-    found = data[0].object
-    assert [found.decode() if isinstance(found, bytes) else found] == first or found == first
+    result = data[0].object
+    assert [result.decode() if isinstance(result, bytes) else result] == first or result == first
     assert [class_in(data.name(i))[1] for i in range(len(data))] == classes
     assert f"class={column}" in data.problems.note
     assert all(class_in(data.name(i))[1] == "" for data in [segue.read(path, kind=kind)] for i in range(len(data)))
@@ -132,7 +132,7 @@ def test_columns_of_classes_in_parquet_and_rows_of_numbers(tmp_path: Path) -> No
         segue.read(tmp_path / "d.csv", kind="text", field="text", classes="text")
 
 
-def test_an_interval_is_no_point() -> None:
+def test_wilson_intervals_equal_known_values() -> None:
     low, high = wilson_interval(1.0, 20)
     assert (low, high) == pytest.approx((0.8389, 1), abs=1e-4)
     assert wilson_interval(0.0, 20) == pytest.approx((0, 1 - low))
@@ -152,7 +152,7 @@ def moods(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_model_is_tested_and_its_classes_are_kept(moods: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classify_tests_a_model_and_saves_its_classes(moods: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
             main(["classify", str(moods / "model"), *arguments])
@@ -165,15 +165,15 @@ def test_a_model_is_tested_and_its_classes_are_kept(moods: Path, capsys: pytest.
     assert "2 sequences of 1 classes cannot be told apart" in run(new)[2]
     code, out, _ = run(train, "--label", "mood", "--test", test, "--save", "--device", "cpu",
                        "--json", str(moods / "found.json"))
-    found = json.loads((moods / "found.json").read_text())
+    results = json.loads((moods / "found.json").read_text())
     assert code == 0 and "read as class=mood, field=text" in out and "by which 12 others were told" in out
-    assert found["tested"] == 12 and found["folds"] == 0 and found["classes"] == {"glad": 20, "sad": 20}
-    assert found["accuracy"]["this model"] > 0.9 and found["accuracy"]["the most frequent class"] == 0.5
-    assert found["intervals"]["the most frequent class"] == pytest.approx(wilson_interval(0.5, 12))
+    assert results["tested"] == 12 and results["folds"] == 0 and results["classes"] == {"glad": 20, "sad": 20}
+    assert results["accuracy"]["this model"] > 0.9 and results["accuracy"]["the most frequent class"] == 0.5
+    assert results["intervals"]["the most frequent class"] == pytest.approx(wilson_interval(0.5, 12))
     code, out, error = run("--new", new)
     assert code == 0 and "csv:2: glad (" in out and "csv:3: sad (" in out and "of when it was saved" in out, error
-    for wrong in (["--new", new, "--test", test], ["--new", new, "--label", "mood"], []):
-        code, _, error = run(*wrong)
+    for bad_arguments in (["--new", new, "--test", test], ["--new", new, "--label", "mood"], []):
+        code, _, error = run(*bad_arguments)
         assert code == 2 and "nothing to learn classes from" in error
 
 
@@ -182,11 +182,11 @@ def test_tests_of_other_classes_and_of_known_sequences(moods: Path) -> None:
     rows = (moods / "test.csv").read_text().splitlines()
     (moods / "third.csv").write_text("\n".join([*rows, "a stone lies here,calm", (moods / "train.csv").read_text()
                                                 .splitlines()[1]]) + "\n")
-    found: Any = model.classify(moods / "train.csv", test=moods / "third.csv", label="mood", quiet=True)
-    assert found.tested == 14 and any("1 of the 14 test sequences are of classes that were not learned (calm)" in note
-                                      for note in found.notes)
-    assert any("1 of the 14 test sequences were learned from too" in note for note in found.notes)
-    assert found.accuracy["this model"] <= 13 / 14 and found.balanced["this model"] <= 2 / 3
+    result: Any = model.classify(moods / "train.csv", test=moods / "third.csv", label="mood", quiet=True)
+    assert result.tested == 14 and any("1 of the 14 test sequences are of classes that were not learned (calm)" in note
+                                       for note in result.notes)
+    assert any("1 of the 14 test sequences were learned from too" in note for note in result.notes)
+    assert result.accuracy["this model"] <= 13 / 14 and result.balanced["this model"] <= 2 / 3
     (moods / "other.csv").write_text("text,mood\na stone lies here,calm\na tree stands here,calm\n")
     with pytest.raises(SegueError, match="none of the 2 test sequences is of a class that was learned: theirs are "):
         model.classify(moods / "train.csv", test=moods / "other.csv", label="mood", quiet=True)
@@ -195,7 +195,7 @@ def test_tests_of_other_classes_and_of_known_sequences(moods: Path) -> None:
         model.classify(moods / "plain.txt", label="mood", quiet=True)
 
 
-def test_measured_numbers_are_told(moods: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measured_numbers_are_predicted(moods: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw = np.random.default_rng(1)
     texts = [draw.choice(["rain", "snow"], 6).tolist() for _ in range(60)]
     rows = [f"{' '.join(text)} {i},{text.count('rain') / 4 + i / 999:.4f}" for i, text in enumerate(texts)]
@@ -205,13 +205,15 @@ def test_measured_numbers_are_told(moods: Path, capsys: pytest.CaptureFixture[st
         main(["classify", str(moods / "model"), str(moods / "wet.csv"), "--label", "litres", "--test",
               str(moods / "dry.csv"), "--save", "--json", str(moods / "litres.json")])
     out, _ = capsys.readouterr()
-    found = json.loads((moods / "litres.json").read_text())
+    results = json.loads((moods / "litres.json").read_text())
     assert ended.value.code == 0 and "rank correlation" in out and "50 numbers" in out
-    assert found["error"]["all together"] < 0.6 * found["error"]["the mean"] and found["correlation"]["the mean"] == 0
+    assert results["error"]["all together"] < 0.6 * results["error"]["the mean"]
+    assert results["correlation"]["the mean"] == 0
     model: Any = segue.load(moods / "model")
-    said = model.classify(new=moods / "new.csv", quiet=True)
-    assert said.said[0][1] + 0.3 < said.said[1][1] and f"csv:3: {said.said[1][1]:.4g}" in said.lines()[1]
-    said.save(moods / "said.csv")
+    predictions = model.classify(new=moods / "new.csv", quiet=True)
+    assert predictions.said[0][1] + 0.3 < predictions.said[1][1]
+    assert f"csv:3: {predictions.said[1][1]:.4g}" in predictions.lines()[1]
+    predictions.save(moods / "said.csv")
     assert (moods / "said.csv").read_text().startswith("name,number\n")
     with pytest.raises(SegueError, match="'none' is no number to learn from, and 19 others are"):
         numeric_labels([*(f"{i / 2}" for i in range(19)), "none"])
@@ -223,7 +225,7 @@ def test_measured_numbers_are_told(moods: Path, capsys: pytest.CaptureFixture[st
                        quiet=True)
 
 
-def test_kept_classes_are_of_this_model_and_whole(moods: Path) -> None:
+def test_saved_classes_belong_to_their_model(moods: Path) -> None:
     model = segue.load(moods / "model")
     model.classify(moods / "train.csv", label="mood", save=True, pool="last", quiet=True)
     before = model.classify(new=moods / "new.csv", quiet=True).said

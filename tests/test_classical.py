@@ -35,57 +35,57 @@ def sample_hmm(rng: np.random.Generator, start: np.ndarray, move: np.ndarray, em
 
 
 @pytest.fixture
-def known() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def hmm_parameters() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(3)
     return rng.dirichlet(np.ones(3)), rng.dirichlet(np.full(3, 0.5), 3), rng.dirichlet(np.full(5, 0.4), 3)
 
 
-def test_hmm_likelihood_is_that_of_hmmlearn(known: tuple[np.ndarray, ...]) -> None:
+def test_hmm_likelihood_equals_hmmlearns(hmm_parameters: tuple[np.ndarray, ...]) -> None:
     hmmlearn = pytest.importorskip("hmmlearn.hmm")
     rng = np.random.default_rng(0)
     other = hmmlearn.CategoricalHMM(3, implementation="log")
-    other.startprob_, other.transmat_, other.emissionprob_ = known
+    other.startprob_, other.transmat_, other.emissionprob_ = hmm_parameters
     model = HMM(5, 3)
-    model.start, model.transition, model.emission = known
+    model.start, model.transition, model.emission = hmm_parameters
     for n in (1, 2, 50):
-        line = sample_hmm(rng, *known, n)
+        line = sample_hmm(rng, *hmm_parameters, n)
         assert model.log_likelihood(line) == pytest.approx(other.score(np.array(line)[:, None]), rel=1e-10)
         chances = model.predictions(line)
         assert np.log(chances[np.arange(n), line]).sum() == pytest.approx(model.log_likelihood(line))
         assert np.allclose(model.next(line[:-1]), chances[-1])
 
 
-def test_one_step_of_baum_welch_is_that_of_hmmlearn(known: tuple[np.ndarray, ...]) -> None:
+def test_one_step_of_baum_welch_equals_hmmlearns(hmm_parameters: tuple[np.ndarray, ...]) -> None:
     hmmlearn = pytest.importorskip("hmmlearn.hmm")
     rng = np.random.default_rng(1)
-    lines = [sample_hmm(rng, *known, n) for n in (5, 20, 9, 20)]
+    lines = [sample_hmm(rng, *hmm_parameters, n) for n in (5, 20, 9, 20)]
     lines.append(lines[0])
     other = hmmlearn.CategoricalHMM(3, n_iter=1, init_params="", n_features=5)
-    other.startprob_, other.transmat_, other.emissionprob_ = (x.copy() for x in known)
+    other.startprob_, other.transmat_, other.emissionprob_ = (x.copy() for x in hmm_parameters)
     other.fit(np.concatenate(lines)[:, None], [len(line) for line in lines])
     model = HMM(5, 3)
-    model.start, model.transition, model.emission = known
+    model.start, model.transition, model.emission = hmm_parameters
     flat = np.concatenate([np.array(line) for line in lines])
     offsets = np.cumsum([0, *map(len, lines)])
     model._run_baum_welch(flat, offsets, np.ones(len(lines)), len(flat), 1)
-    for mine, theirs in ((model.start, other.startprob_), (model.transition, other.transmat_),
-                         (model.emission, other.emissionprob_)):
-        assert np.allclose(mine, theirs, atol=1e-8)
+    for actual, reference in ((model.start, other.startprob_), (model.transition, other.transmat_),
+                              (model.emission, other.emissionprob_)):
+        assert np.allclose(actual, reference, atol=1e-8)
 
 
-def test_baum_welch_climbs_and_learns(known: tuple[np.ndarray, ...]) -> None:
+def test_baum_welch_increases_the_likelihood_and_learns(hmm_parameters: tuple[np.ndarray, ...]) -> None:
     rng = np.random.default_rng(2)
-    lines = [sample_hmm(rng, *known, 40) for _ in range(60)]
+    lines = [sample_hmm(rng, *hmm_parameters, 40) for _ in range(60)]
     model = HMM(5, 3, restarts=4, iterations=150).fit(lines)
     assert (np.diff(model.history) > -1e-7).all() and len(model.history) > 5
-    truth = HMM(5, 3)
-    truth.start, truth.transition, truth.emission = known
-    held = [sample_hmm(rng, *known, 40) for _ in range(40)]
-    assert sum(map(model.log_likelihood, held)) > sum(map(truth.log_likelihood, held)) - 60
-    assert np.allclose(model.predictions(held[0]).sum(1), 1)
+    expected = HMM(5, 3)
+    expected.start, expected.transition, expected.emission = hmm_parameters
+    test = [sample_hmm(rng, *hmm_parameters, 40) for _ in range(40)]
+    assert sum(map(model.log_likelihood, test)) > sum(map(expected.log_likelihood, test)) - 60
+    assert np.allclose(model.predictions(test[0]).sum(1), 1)
 
 
-def test_hmm_goes_on_after_an_impossible_element() -> None:
+def test_hmm_continues_after_an_impossible_element() -> None:
     model = HMM(3, 2, restarts=1, iterations=5).fit([[0, 1, 0, 1]])
     assert model.log_likelihood([0, 2]) == -np.inf
     assert np.allclose(model.predictions([0, 2, 1, 0]).sum(1), 1)
@@ -109,17 +109,18 @@ def test_alergia_recovers_an_automaton() -> None:
     assert model.states == 4
     pairs, match = [(0, 0)], {0: 0}
     while pairs:                                       # walk both automata together
-        mine, true = pairs.pop()
-        assert np.allclose(model.counts[mine] / model.counts[mine].sum(), CHANCES[true], atol=0.02)
+        learned_state, true_state = pairs.pop()
+        assert np.allclose(model.counts[learned_state] / model.counts[learned_state].sum(),
+                           CHANCES[true_state], atol=0.02)
         for x in range(3):
-            there, wanted = int(model.moves[mine, x]), int(MOVES[true, x])
-            if there not in match:
-                match[there] = wanted
-                pairs.append((there, wanted))
-            assert match[there] == wanted
+            next_state, expected = int(model.moves[learned_state, x]), int(MOVES[true_state, x])
+            if next_state not in match:
+                match[next_state] = expected
+                pairs.append((next_state, expected))
+            assert match[next_state] == expected
 
 
-def test_alergia_keeps_deterministic_lines_apart() -> None:
+def test_alergia_separates_deterministic_lines() -> None:
     model = StateMerging(3, alpha=0.05, end=2).fit([[0, 1, 0, 2]] * 50 + [[1, 1, 2]] * 50)
     assert model.next([])[0] == 0.5 and model.next([0])[1] == 1 and model.next([0, 1])[0] == 1
     assert model.next([0, 1, 0])[2] == 1 and model.next([1, 1])[2] == 1
@@ -132,22 +133,22 @@ def test_spectral_learning_is_exact_on_exact_values() -> None:
     stop = 1 - sum(matrix.sum(1) for matrix in step.values())
 
     def state(word: tuple[int, ...]) -> np.ndarray:
-        found = start
+        results = start
         for x in word:
-            found = found @ step[x]
-        return found
+            results = results @ step[x]
+        return results
 
     words = [(), (0,), (1,), (0, 1), (1, 1)]
     model = Spectral(3, end=2, rank=2).learn(lambda w: state(w).sum(), lambda w: state(w) @ stop, words)
     rng = np.random.default_rng(0)
     for _ in range(20):
         prefix = tuple(rng.integers(0, 2, rng.integers(0, 12)).tolist())
-        here = state(prefix) / state(prefix).sum()
-        expected = [(here @ step[0]).sum(), (here @ step[1]).sum(), here @ stop]
+        normalised_state = state(prefix) / state(prefix).sum()
+        expected = [(normalised_state @ step[0]).sum(), (normalised_state @ step[1]).sum(), normalised_state @ stop]
         assert np.allclose(model.next(prefix), expected, atol=1e-8)
 
 
-def test_all_are_predictors_and_beat_guessing(shared_data: Callable[[str], Path]) -> None:
+def test_all_classical_models_beat_guessing(shared_data: Callable[[str], Path]) -> None:
     cases, size = read_log(shared_data("process-logs-next-element") / "receipt_phase.txt.gz")
     order = np.random.default_rng(0).permutation(len(cases))
     train, test = [cases[i] for i in order[:950]], [cases[i] for i in order[950:1150]]
@@ -163,16 +164,16 @@ def test_all_are_predictors_and_beat_guessing(shared_data: Callable[[str], Path]
     scores = {}
     for name, model in models.items():
         assert isinstance(model, SequencePredictor), name
-        found = model.predictions(test[0])
-        assert found.shape == (len(test[0]), size) and np.allclose(found.sum(1), 1) and (found >= 0).all(), name
-        assert np.allclose(found[3], model.next(test[0][:3]), atol=1e-6), name
+        result = model.predictions(test[0])
+        assert result.shape == (len(test[0]), size) and np.allclose(result.sum(1), 1) and (result >= 0).all(), name
+        assert np.allclose(result[3], model.next(test[0][:3]), atol=1e-6), name
         scores[name] = evaluate(model, test if name != "stack" else test[:5])
     assert 0.006 < scores["witten-bell"].brier < 0.0075 and scores["witten-bell"].accuracy > 0.87
     assert scores["witten-bell"].brier <= scores["akom"].brier < scores["dfg"].brier < 0.013
     assert scores["hmm"].accuracy > 0.75 and scores["alergia"].accuracy > 0.6
 
 
-def test_brier_is_the_mean_of_the_classes() -> None:
+def test_the_brier_score_is_the_mean_over_classes() -> None:
     sklearn = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
     chances, targets = rng.dirichlet(np.ones(6), 50), rng.integers(0, 6, 50)
@@ -181,7 +182,7 @@ def test_brier_is_the_mean_of_the_classes() -> None:
     assert log_loss(chances, targets) * np.log(2) == pytest.approx(sklearn.log_loss(targets, chances, labels=range(6)))
 
 
-def test_ties_are_as_stated() -> None:
+def test_ties_follow_their_rule() -> None:
     scores, targets = np.array([[0.5, 0.5, 0.0], [0.2, 0.2, 0.6], [0.1, 0.8, 0.1]]), np.array([0, 1, 1])
     assert ranks(scores, targets).tolist() == [1.5, 2.5, 1]
     assert ranks(scores, targets, "optimistic").tolist() == [1, 2, 1]
@@ -198,11 +199,12 @@ def test_predictor_of_a_network_starts_with_its_start_token() -> None:
     torch.manual_seed(0)
     model = Stack(StackConfig(5, 8, ["gru"])).eval()
     predictor = DecodablePredictor(model, start=4, size=4)
-    whole = predictor.predictions([0, 1, 2])
-    assert np.allclose(whole[0], predictor.next([])) and np.allclose(whole[2], predictor.next([0, 1]), atol=1e-6)
+    predictions = predictor.predictions([0, 1, 2])
+    assert np.allclose(predictions[0],
+                       predictor.next([])) and np.allclose(predictions[2], predictor.next([0, 1]), atol=1e-6)
 
 
-def test_mistakes_are_named() -> None:
+def test_bad_inputs_are_refused_by_name() -> None:
     with pytest.raises(SegueError, match="nothing to learn"):
         HMM(3, 2).fit([[]])
     with pytest.raises(SegueError, match="sequence 1 has ids outside"):

@@ -67,7 +67,7 @@ def rows_of(classes: int, per_class: int, seed: int = 0) -> Batch:
 
 # Models.
 
-def test_rows_with_classes_are_padded_behind() -> None:
+def test_rows_with_classes_are_right_padded() -> None:
     batch = Batch.labelled([[5, 6, 7], [8], [1, 2, 3, 4, 5]], [0, 1, 2], length=4)
     assert batch.tokens.tolist() == [[5, 6, 7, 0], [8, 0, 0, 0], [1, 2, 3, 4]]
     assert batch.targets.tolist() == [[-1, -1, 0, -1], [1, -1, -1, -1], [-1, -1, -1, 2]]
@@ -79,8 +79,8 @@ def test_padding_changes_nothing(mixer: str, pool: str) -> None:
     model = Classifier(backbone(mixer), LinearHead(8, 3), pool).eval().double()
     rows = [[3, 1, 4], [1, 5, 9, 2, 6], [5]]
     together = target_features(model, Batch.labelled(rows, [0, 1, 2], length=9))[0]
-    alone = torch.cat([target_features(model, Batch.labelled([row], [0]))[0] for row in rows])
-    torch.testing.assert_close(together, alone, atol=1e-12, rtol=0)
+    single = torch.cat([target_features(model, Batch.labelled([row], [0]))[0] for row in rows])
+    torch.testing.assert_close(together, single, atol=1e-12, rtol=0)
     if pool:
         hidden = model.backbone.hidden(torch.tensor([rows[1]]), Batch.labelled([rows[1]], [0]).layout)  # type: ignore
         torch.testing.assert_close(together[1], hidden[0].mean(0), atol=1e-6, rtol=0)
@@ -92,20 +92,20 @@ def test_a_classifier_learns_on_every_backbone(mixer: str, head: str) -> None:
     batch, test = rows_of(3, 20), rows_of(3, 10, seed=1)
     model = Classifier(backbone(mixer), HEADS[head](8, 3))
     learn(model, lambda step: batch, 40, rate=0.02, objective=ClassLoss())
-    where = test.targets >= 0
-    right = model.predict(test.tokens, test.layout)[where] == test.targets[where]
-    assert float(right.float().mean()) > 0.8
+    is_target = test.targets >= 0
+    is_correct = model.predict(test.tokens, test.layout)[is_target] == test.targets[is_target]
+    assert float(is_correct.float().mean()) > 0.8
     assert model.seen.all()
 
 
-def test_the_library_s_own_loss_sees_a_classifier_as_any_model() -> None:
+def test_next_element_loss_accepts_a_classifier() -> None:
     model, batch = Classifier(backbone(), LinearHead(8, 3)).eval(), rows_of(3, 4)
-    whole = ClassLoss("all")(model, batch)
-    torch.testing.assert_close(NextElement()(model, batch).total, whole.total)
-    assert whole.count == 12
+    class_loss = ClassLoss("all")(model, batch)
+    torch.testing.assert_close(NextElement()(model, batch).total, class_loss.total)
+    assert class_loss.count == 12
 
 
-def test_prediction_chooses_among_what_was_seen() -> None:
+def test_predictions_are_among_seen_classes() -> None:
     model = Classifier(Features(), LinearHead(2, 4))
     x = torch.randn(50, 1, 2)
     with pytest.raises(SegueError, match="train"):
@@ -119,7 +119,7 @@ def test_prediction_chooses_among_what_was_seen() -> None:
 
 @quick
 @given(width=st.integers(1, 5), old=st.integers(1, 4), new=st.integers(0, 4), kind=st.sampled_from(list(HEADS)))
-def test_growing_leaves_old_classes_as_they_were(width: int, old: int, new: int, kind: str) -> None:
+def test_growing_leaves_old_classes_unchanged(width: int, old: int, new: int, kind: str) -> None:
     torch.manual_seed(0)
     model = Classifier(Features(), HEADS[kind](width, old))
     features = torch.randn(12, width)
@@ -142,7 +142,7 @@ def test_growing_leaves_old_classes_as_they_were(width: int, old: int, new: int,
 
 @quick
 @given(rows=st.integers(1, 20), classes=st.integers(1, 5), seed=st.integers(0, 99))
-def test_prototypes_are_the_nearest_class_means(rows: int, classes: int, seed: int) -> None:
+def test_prototypes_equal_nearest_class_means(rows: int, classes: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     x, y, asked_for = draw.normal(size=(rows, 3)), draw.integers(0, classes, rows), draw.normal(size=(6, 3))
     for cosine in (False, True):
@@ -152,13 +152,13 @@ def test_prototypes_are_the_nearest_class_means(rows: int, classes: int, seed: i
         means = np.array([x[y == c].mean(0) if (y == c).any() else np.full(3, np.nan) for c in range(classes)])
         if cosine:
             means /= np.linalg.norm(means, axis=1, keepdims=True)
-            right = np.nanargmax(asked_for @ means.T, 1)
+            expected = np.nanargmax(asked_for @ means.T, 1)
         else:
-            right = np.nanargmin(np.linalg.norm(asked_for[:, None] - means, axis=2), 1)
-        assert head(torch.tensor(asked_for)).argmax(-1).tolist() == right.tolist()
+            expected = np.nanargmin(np.linalg.norm(asked_for[:, None] - means, axis=2), 1)
+        assert head(torch.tensor(asked_for)).argmax(-1).tolist() == expected.tolist()
 
 
-def test_neighbours_vote() -> None:
+def test_nearest_neighbours_vote() -> None:
     head = NeighbourHead(1, 3, nearest=3, capacity=5)
     head.add_examples(torch.tensor([[0.0], [0.1], [1.0], [5.0], [5.1]]), torch.tensor([0, 0, 1, 2, 2]))
     assert head(torch.tensor([[0.3], [4.9]])).argmax(-1).tolist() == [0, 2]
@@ -182,21 +182,21 @@ def test_frozen_rows_stay_bit_for_bit(head: Callable[[], Any]) -> None:
     assert "head.weight" in groups_of(model, muon=True)["table"]
 
 
-def test_mistakes_are_told() -> None:
-    for wrong, told in ((lambda: Classifier(backbone(), LinearHead(9, 3)), "width 9"),
-                        (lambda: Classifier(backbone(), LinearHead(8, 3), "max"), "pool"),
-                        (lambda: CosineHead(8, 3, 0.0), "temperature"),
-                        (lambda: NeighbourHead(8, 3, 5, 4), "nearest"),
-                        (lambda: LinearHead(8, 3).add_examples(torch.zeros(1, 8), torch.zeros(1)), "gradients"),
-                        (lambda: ClassLoss("some"), "among"), (lambda: ProxyReplay(1), "samples"),
-                        (lambda: SupCon(0.0), "temperature")):
-        with pytest.raises(SegueError, match=told):
-            wrong()
+def test_bad_classifiers_are_refused() -> None:
+    for call, message in ((lambda: Classifier(backbone(), LinearHead(9, 3)), "width 9"),
+                          (lambda: Classifier(backbone(), LinearHead(8, 3), "max"), "pool"),
+                          (lambda: CosineHead(8, 3, 0.0), "temperature"),
+                          (lambda: NeighbourHead(8, 3, 5, 4), "nearest"),
+                          (lambda: LinearHead(8, 3).add_examples(torch.zeros(1, 8), torch.zeros(1)), "gradients"),
+                          (lambda: ClassLoss("some"), "among"), (lambda: ProxyReplay(1), "samples"),
+                          (lambda: SupCon(0.0), "temperature")):
+        with pytest.raises(SegueError, match=message):
+            call()
 
 
 # Losses.
 
-def some(rows: int, classes: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
+def random_features(rows: int, classes: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     return (torch.randn(rows, width, generator=draw, dtype=torch.float64),
             torch.randint(classes, (rows,), generator=draw))
@@ -211,8 +211,8 @@ shapes = {"rows": st.integers(1, 12), "classes": st.integers(1, 6), "seed": st.i
 
 @quick
 @given(**shapes)
-def test_proxy_replay_is_a_double_loop_and_a_count_adjusted_softmax(rows: int, classes: int, seed: int) -> None:
-    features, labels = some(rows, classes, 5, seed)
+def test_proxy_replay_equals_a_double_loop_and_adjusted_softmax(rows: int, classes: int, seed: int) -> None:
+    features, labels = random_features(rows, classes, 5, seed)
     torch.manual_seed(seed)
     model = Classifier(Features(), CosineHead(5, classes)).double()
     loss = ProxyReplay()(model, as_batch(features, labels))
@@ -231,10 +231,10 @@ def test_proxy_replay_is_a_double_loop_and_a_count_adjusted_softmax(rows: int, c
     scores = model.head(features).detach().requires_grad_()
     counts = F.one_hot(labels, classes).sum(0)
     adjusted = scores + counts.double().log()  # classes that are absent at -inf
-    wanted = torch.autograd.grad(F.cross_entropy(adjusted, labels, reduction="sum"), scores)[0]
+    expected = torch.autograd.grad(F.cross_entropy(adjusted, labels, reduction="sum"), scores)[0]
     weight = torch.autograd.grad(loss.total, model.head.weight)[0]  # type: ignore[arg-type]
-    again = torch.autograd.grad((model.head(features) * wanted).sum(), model.head.weight)[0]  # type: ignore[arg-type]
-    torch.testing.assert_close(weight, again, atol=1e-9, rtol=1e-7)
+    weight_of_head = torch.autograd.grad((model.head(features) * expected).sum(), model.head.weight)[0]  # type: ignore[arg-type]
+    torch.testing.assert_close(weight, weight_of_head, atol=1e-9, rtol=1e-7)
 
 
 def naive_supcon(features: Tensor, labels: Tensor, temperature: float) -> float:
@@ -250,8 +250,8 @@ def naive_supcon(features: Tensor, labels: Tensor, temperature: float) -> float:
 
 @quick
 @given(**shapes)
-def test_supcon_is_a_double_loop_without_self(rows: int, classes: int, seed: int) -> None:
-    features, labels = some(rows, classes, 5, seed)
+def test_supcon_equals_a_double_loop(rows: int, classes: int, seed: int) -> None:
+    features, labels = random_features(rows, classes, 5, seed)
     total = supcon(features.requires_grad_(), labels, 0.2)
     assert float(total.detach()) == pytest.approx(naive_supcon(features.detach(), labels, 0.2), abs=1e-9)
     assert bool(torch.autograd.grad(total, features)[0].isfinite().all())
@@ -261,8 +261,8 @@ def test_supcon_is_a_double_loop_without_self(rows: int, classes: int, seed: int
 
 @quick
 @given(**shapes)
-def test_rows_among_the_proxies_are_a_double_loop_too(rows: int, classes: int, seed: int) -> None:
-    features, labels = some(rows, classes, 5, seed)
+def test_rows_among_proxies_equal_a_double_loop(rows: int, classes: int, seed: int) -> None:
+    features, labels = random_features(rows, classes, 5, seed)
     torch.manual_seed(seed)
     model = Classifier(Features(), CosineHead(5, classes)).double()
     scores = model.head(features).detach()
@@ -280,9 +280,9 @@ def test_rows_among_the_proxies_are_a_double_loop_too(rows: int, classes: int, s
     assert torch.equal(below, ProxyReplay()(model, batch).total)  # too few rows for them
 
 
-def test_which_classes_the_softmax_is_over() -> None:
+def test_class_loss_softmax_covers_the_chosen_classes() -> None:
     model = Classifier(Features(), LinearHead(3, 5)).double()
-    features, labels = some(6, 2, 3, 0)
+    features, labels = random_features(6, 2, 3, 0)
     scores = model.head(features)
     batch = as_batch(features, labels)
     for among, allowed in (("all", [0, 1, 2, 3, 4]), ("batch", [0, 1]), ("seen", [0, 1, 3])):
@@ -296,7 +296,7 @@ def test_which_classes_the_softmax_is_over() -> None:
 
 @quick
 @given(rows=st.integers(1, 8), seed=st.integers(0, 99))
-def test_distillation_terms(rows: int, seed: int) -> None:
+def test_distillation_terms_equal_their_formulas(rows: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     now, then = torch.randn(2, rows, 4, generator=draw, dtype=torch.float64)
     labels = torch.randint(4, (11,), generator=draw)
@@ -333,23 +333,23 @@ def test_a_frozen_backbone_and_old_rows_stay_bit_for_bit(mixer: str) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_dropout_rests_where_the_model_is_frozen() -> None:
-    seen: list[Tensor] = []
+def test_dropout_is_off_in_frozen_parts() -> None:
+    captured: list[Tensor] = []
 
     class Watch(ClassLoss):
         def __call__(self, model: Any, batch: Batch) -> Any:
-            seen.append(model.hidden(batch.tokens, batch.layout).detach())
+            captured.append(model.hidden(batch.tokens, batch.layout).detach())
             return super().__call__(model, batch)
 
     batch, model = rows_of(2, 6), Classifier(backbone(dropout=0.5), LinearHead(8, 2))
     strategy = Freeze(["backbone"], warm_up=1)
     learn(model, lambda step: batch, 3, objective=Watch(), strategy=strategy)
-    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(captured[0], captured[1])
     learn(model, lambda step: batch, 3, objective=Watch(), strategy=strategy, measure=3)
-    assert torch.equal(seen[-1], seen[-2]) and torch.equal(seen[-1], seen[-3])
+    assert torch.equal(captured[-1], captured[-2]) and torch.equal(captured[-1], captured[-3])
 
 
-def test_freezing_says_what_is_wrong() -> None:
+def test_bad_freezing_is_refused() -> None:
     batch = rows_of(2, 3)
     with pytest.raises(SegueError, match="no part 'tail'"):
         learn(Classifier(backbone(), LinearHead(8, 2)), lambda step: batch, 1, strategy=Freeze(["tail"]))
@@ -369,14 +369,14 @@ def test_probes_read_frozen_features(mixer: str) -> None:
 
     torch.testing.assert_close(read(train)[0], target_features(model, train)[0], atol=1e-5, rtol=0)
     for kind in PROBES:
-        found = probe(kind, read(train, "mean"), read(test, "mean"), rate=0.05, epochs=30)
-        assert found > 0.6, kind
+        results = probe(kind, read(train, "mean"), read(test, "mean"), rate=0.05, epochs=30)
+        assert results > 0.6, kind
     assert fitted_head("linear", *read(train), 3).weight.requires_grad is False  # type: ignore[union-attr]
     with pytest.raises(SegueError, match="unknown"):
         probe("quadratic", read(train), read(test))
 
 
-def test_a_probe_reads_what_only_extends() -> None:
+def test_a_probe_reads_models_that_only_extend() -> None:
     stack, tokens = backbone("gru").eval(), torch.randint(12, (5, 6))
 
     class Extends:  # as a compiled engine, or a model behind an adapter
@@ -389,11 +389,11 @@ def test_a_probe_reads_what_only_extends() -> None:
 
 @pytest.mark.parametrize("make", [
     ProxyDistillation, lambda: Combined(ProxyDistillation(capacity=5), LossScale(period=4), Freeze(["norm"]))])
-def test_its_parts_keep_the_contract_of_a_strategy(make: Callable[[], Any]) -> None:
+def test_hpcr_parts_keep_the_contract_of_a_strategy(make: Callable[[], Any]) -> None:
     check_strategy(make)
 
 
-def test_the_scale_moves_the_loss_and_never_the_answer() -> None:
+def test_the_loss_scale_does_not_change_predictions() -> None:
     strategy = LossScale()
     assert strategy.factor(0) == pytest.approx(0.5625) and strategy.factor(250) == pytest.approx(1.8)
     assert strategy.factor(500) == pytest.approx(0.5625)
@@ -424,7 +424,7 @@ def test_hpcr_learns_a_stream_on_every_backbone(mixer: str) -> None:
     assert stored["scores"].shape == (20, 4) and stored["features"].shape == (20, 8)
 
 
-def test_what_is_stored_is_of_the_moment_before_the_step() -> None:
+def test_stored_features_are_from_before_the_step() -> None:
     batch, model, strategy = rows_of(2, 5), Classifier(backbone(), CosineHead(8, 2)), ProxyDistillation(capacity=10)
     before = last_target_hidden(model.eval(), batch).detach()
     learn(model, lambda step: batch, 1, rate=0.1, strategy=strategy, objective=ProxyReplay())
@@ -433,30 +433,30 @@ def test_what_is_stored_is_of_the_moment_before_the_step() -> None:
 
 
 def test_distillation_begins_with_the_second_experience() -> None:
-    model, found = Classifier(backbone(), CosineHead(8, 2)), list[Tensor | None]()
+    model, result = Classifier(backbone(), CosineHead(8, 2)), list[Tensor | None]()
 
     class Watched(ProxyDistillation):
         def loss_term(self, run: Any, batch: Batch) -> Tensor | None:
-            found.append(super().loss_term(run, batch))
-            return found[-1]
+            result.append(super().loss_term(run, batch))
+            return result[-1]
 
     strategy, batch = Watched(capacity=10), rows_of(2, 5)
     for _ in range(2):
         learn(model, lambda step: batch, 3, strategy=strategy, objective=ProxyReplay(), rate=0.1)
-    assert found[:3] == [None] * 3
-    assert all(term is not None and float(term.detach()) > 0 for term in found[3:])
-    drawn = strategy.buffer.rows(strategy.drawn)  # type: ignore[arg-type]
-    assert len(strategy.labels) == 20 and drawn.targets.shape[0] == 10
+    assert result[:3] == [None] * 3
+    assert all(term is not None and float(term.detach()) > 0 for term in result[3:])
+    sampled = strategy.buffer.rows(strategy.drawn)  # type: ignore[arg-type]
+    assert len(strategy.labels) == 20 and sampled.targets.shape[0] == 10
 
 
-def test_a_buffer_s_rows_are_a_fair_sample() -> None:
+def test_buffer_rows_are_a_uniform_sample() -> None:
     counts, streams = np.zeros(12), 10_000
     for seed in range(streams):
-        kept = {}
+        row_by_slot = {}
         for row in range(12):
             if (slot := reservoir_slot(seed, row, 3)) >= 0:
-                kept[slot] = row
-        counts[list(kept.values())] += 1
+                row_by_slot[slot] = row
+        counts[list(row_by_slot.values())] += 1
     expected = streams * 3 / 12
     assert ((counts - expected) ** 2 / expected).sum() < 31.3  # 99.9% of the chi-square distribution, 11 degrees
 
@@ -464,31 +464,34 @@ def test_a_buffer_s_rows_are_a_fair_sample() -> None:
 # SEQ* as a whole.
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
-def test_features_computed_once_teach_as_a_frozen_backbone_does(head: str) -> None:
+def test_precomputed_features_train_like_a_frozen_backbone(head: str) -> None:
     stream = class_incremental(rows_of(4, 10), rows_of(4, 5, seed=1), [[2, 0], [1, 3]])
-    whole = Classifier(backbone("lstm", dropout=0.5), HEADS[head](8, 4), "mean")
-    alone = Classifier(Features(), copy.deepcopy(whole.head))  # type: ignore[arg-type]
+    full_model = Classifier(backbone("lstm", dropout=0.5), HEADS[head](8, 4), "mean")
+    single = Classifier(Features(), copy.deepcopy(full_model.head))  # type: ignore[arg-type]
 
     def read(batch: Batch) -> Batch:
-        return Batch(features_of(whole, batch.tokens, batch.targets.argmax(1))[:, None], batch.targets.amax(1)[:, None])
+        return Batch(features_of(full_model, batch.tokens, batch.targets.argmax(1))[:, None],
+                     batch.targets.amax(1)[:, None])
 
-    known = [Experience(each.name, read(each.train), read(each.test), each.classes) for each in stream]
-    first = learn_stream(whole, stream, Freeze(["backbone"], old_classes=True), ClassLoss("all"), epochs=3, rate=0.01)
-    second = learn_stream(alone, known, Freeze((), old_classes=True), ClassLoss("all"), epochs=3, rate=0.01)
-    torch.testing.assert_close(whole.head.state_dict(), alone.head.state_dict(), atol=1e-4, rtol=1e-3)
+    precomputed = [Experience(experience.name, read(experience.train), read(experience.test), experience.classes)
+                   for experience in stream]
+    first = learn_stream(full_model, stream, Freeze(["backbone"], old_classes=True), ClassLoss("all"),
+                         epochs=3, rate=0.01)
+    second = learn_stream(single, precomputed, Freeze((), old_classes=True), ClassLoss("all"), epochs=3, rate=0.01)
+    torch.testing.assert_close(full_model.head.state_dict(), single.head.state_dict(), atol=1e-4, rtol=1e-3)
     np.testing.assert_allclose(first.scores, second.scores)
 
 
-def test_with_everything_at_once_the_head_comes_near_its_probe() -> None:
+def test_joint_training_approaches_the_probe() -> None:
     train, test = rows_of(4, 25), rows_of(4, 25, seed=1)
     model, everything = Classifier(backbone(), CosineHead(8, 4), "mean"), [list(range(4))]
     matrix = learn_stream(model, class_incremental(train, test, everything), Freeze(["backbone"]), ClassLoss("all"),
                           epochs=30, rate=0.02)
-    read = [(features_of(model, each.tokens, each.targets.argmax(1)), each.targets.amax(1)) for each in (train, test)]
+    read = [(features_of(model, part.tokens, part.targets.argmax(1)), part.targets.amax(1)) for part in (train, test)]
     assert matrix.average == pytest.approx(probe("cosine", read[0], read[1], rate=0.02, epochs=60, rows=10), abs=0.08)
 
 
-def test_probing_watches_and_moves_nothing() -> None:
+def test_probing_changes_no_weight() -> None:
     train, test = rows_of(4, 15), rows_of(4, 10, seed=1)
     stream, weights = class_incremental(train, test, [[0, 1], [2, 3]]), []
     for strategy in (Probing(train, test, epochs=30, rate=0.05), Freeze(warm_up=9)):
@@ -498,7 +501,7 @@ def test_probing_watches_and_moves_nothing() -> None:
     torch.testing.assert_close(weights[0], weights[1], atol=0, rtol=0)
     watched = Probing(train, test, "prototype")
     learn_stream(model, stream, watched, ClassLoss())
-    assert len(watched.accuracies) == 3 and all(0.25 < found <= 1 for found in watched.accuracies)
+    assert len(watched.accuracies) == 3 and all(0.25 < share_right <= 1 for share_right in watched.accuracies)
     assert matrix.average_so_far == pytest.approx(np.mean([matrix.scores[1, 0], matrix.scores[2].mean()]))
     check_strategy(lambda: Probing(as_labels(), as_labels()))
     with pytest.raises(SegueError, match="unknown"):
@@ -509,7 +512,7 @@ def as_labels() -> Batch:
     return rows_of(3, 4).map(lambda x: x.clamp(max=10))
 
 
-def test_metrics_by_hand() -> None:
+def test_metrics_equal_those_by_hand() -> None:
     matrix = ScoreMatrix(np.array([[0.1, 0.1], [0.9, 0.2], [0.5, 0.7]]), ["a", "b"], ["before", "a", "b"],
                          "accuracy", True)
     assert matrix.average == pytest.approx(0.6) and matrix.average_so_far == pytest.approx((0.9 + 0.6) / 2)

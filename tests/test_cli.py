@@ -22,9 +22,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     """Exit code, stdout, stderr of one command, in this process."""
     with pytest.raises(SystemExit) as end:
         cli.main(list(arguments))
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     assert isinstance(end.value.code, int)
-    return end.value.code, said.out, said.err
+    return end.value.code, captured.out, captured.err
 
 
 def one_line(text: str) -> str:
@@ -49,7 +49,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "--version") == (0, f"{segue.__version__}\n", "")
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
+@pytest.mark.parametrize(("arguments", "message"), [
     (["nonsense"], "choose from read, fit, continue"),
     (["fut"], "choose from"),
     (["fit", "x", "--out", "y", "--colour", "red"], "--mixer"),
@@ -78,27 +78,27 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     (["read", __file__, "--kind", "dna"], "--read column=..."),
 ])
 def test_a_mistake_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-                                          tmp_path: Path, arguments: list[str], says: str) -> None:
+                                          tmp_path: Path, arguments: list[str], message: str) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, *arguments)
-    assert code == 2 and not out and says in one_line(err)
+    assert code == 2 and not out and message in one_line(err)
     assert not list(tmp_path.iterdir()), "nothing half-written stays behind"
 
 
-@pytest.mark.parametrize(("raised", "code", "says"), [
+@pytest.mark.parametrize(("raised", "code", "message"), [
     (SegueError("corpus/a.txt is empty"), 2, "corpus/a.txt is empty"),
     (ValueError("shapes\ndiffer"), 1, "ValueError: shapes differ (SEGUE_TRACEBACK=1"),
     (KeyboardInterrupt("step 40 is in model; run the same command again to go on"), 130, "run the same command again"),
     (KeyboardInterrupt(), 130, "interrupted; nothing is half-written; run the same command again"),
 ])
 def test_exit_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, raised: BaseException,
-                    code: int, says: str) -> None:
+                    code: int, message: str) -> None:
     def read(*paths: str, **options: object) -> None:
         raise raised
 
     monkeypatch.setitem(vars(segue), "read", read)
-    got, out, err = run(capsys, "read", "x")
-    assert got == code and not out and says in one_line(err)
+    exit_code, out, err = run(capsys, "read", "x")
+    assert exit_code == code and not out and message in one_line(err)
 
 
 def test_an_interrupt_before_the_command_begins(capsys: pytest.CaptureFixture[str],
@@ -121,7 +121,7 @@ def test_a_traceback_on_request(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert code == 1 and "Traceback" in err and "deep inside" in err
 
 
-def test_the_verbs_on_a_small_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_every_verb_on_a_small_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     for i in range(12):
         (tmp_path / "corpus" / f"{i}.txt").write_text(f"number {i} sat on the mat and slept\n" * 20)
@@ -138,14 +138,14 @@ def test_the_verbs_on_a_small_model(capsys: pytest.CaptureFixture[str], tmp_path
     code, out, _ = run(capsys, "continue", model, "number", "-n", "5", "--json")
     assert code == 0 and len(json.loads(out)["tokens"]) <= 5
     assert "--prime-file\n" in run(capsys, "continue", model, prime, "-n", "1")[2], "a path was meant as a file"
-    whole = tmp_path / "whole.txt"
-    code, out, err = run(capsys, "continue", model, "--prime-file", prime, "-n", "3", "--out", str(whole))
+    output_file = tmp_path / "whole.txt"
+    code, out, err = run(capsys, "continue", model, "--prime-file", prime, "-n", "3", "--out", str(output_file))
     assert code == 0 and not out and "tokens/s" in err
-    assert whole.read_text().startswith("number 3 sat")
-    for arguments, says in ((["--decoder", "greeedy"], "greedy"), (["--prime-file", "nowhere.txt"], "nowhere.txt"),
-                            (["-n", "0"], "at least 1"), (["--top-k", "3", "--decoder", "greedy"], "sample")):
+    assert output_file.read_text().startswith("number 3 sat")
+    for arguments, message in ((["--decoder", "greeedy"], "greedy"), (["--prime-file", "nowhere.txt"], "nowhere.txt"),
+                               (["-n", "0"], "at least 1"), (["--top-k", "3", "--decoder", "greedy"], "sample")):
         code, out, err = run(capsys, "continue", model, *arguments)
-        assert code == 2 and not out and says in one_line(err)
+        assert code == 2 and not out and message in one_line(err)
     code, out, err = run(capsys, "evaluate", model, corpus, "--json", str(tmp_path / "scores.json"))
     assert code == 0 and "xz -9e" in out and "remembers" in one_line(err)
     assert json.loads((tmp_path / "scores.json").read_text())["unit"] == "byte"

@@ -24,15 +24,15 @@ def bpe() -> BPECodec:
     return BPECodec.train([PROSE, PROSE.upper()], vocabulary=400)
 
 
-def test_bytes() -> None:
+def test_byte_codec_round_trips() -> None:
     check_codec(ByteCodec(), [b"", b"hello", bytes(range(256)), PROSE.encode()])
     assert ByteCodec().decode(ByteCodec().encode("né")) == "né".encode()
 
 
 class GivesItsMemory(ByteCodec):
     def encode(self, obj: bytes | str) -> np.ndarray:
-        known = self.__dict__.setdefault("known", {})
-        return known.setdefault(obj, super().encode(obj))
+        cached = self.__dict__.setdefault("known", {})
+        return cached.setdefault(obj, super().encode(obj))
 
 
 class WeighsTheEnd(ByteCodec):
@@ -50,14 +50,14 @@ class ShortensRows(ByteCodec):
         return ids[:-1]
 
 
-@pytest.mark.parametrize("wrong, says", [(GivesItsMemory, "own memory"), (WeighsTheEnd, "weighs something"),
-                                         (SaysMore, "what prompt puts"), (ShortensRows, "varied")])
-def test_wrong_codecs_are_caught(wrong: type[Codec], says: str) -> None:
-    with pytest.raises(AssertionError, match=says):
-        check_codec(wrong(), [b"hello"])
+@pytest.mark.parametrize("broken, message", [(GivesItsMemory, "own memory"), (WeighsTheEnd, "weighs something"),
+                                             (SaysMore, "what prompt puts"), (ShortensRows, "varied")])
+def test_broken_codecs_fail_the_contract(broken: type[Codec], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_codec(broken(), [b"hello"])
 
 
-def test_a_wrong_table_of_elements_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_element_table_fails_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_bytes(b"hello")
     monkeypatch.setattr(ByteCodec, "lookup", lambda self, elements: np.roll(np.arange(256, dtype=np.int32), 1))
     with pytest.raises(AssertionError, match="differently among others"):
@@ -73,23 +73,23 @@ def test_bpe(bpe: BPECodec) -> None:
 @settings(max_examples=150, deadline=None)
 @given(data=st.one_of(st.binary(max_size=400), st.text(max_size=200).map(str.encode),
                       st.lists(st.one_of(st.text(max_size=8).map(str.encode), st.binary(max_size=3))).map(b"".join)))
-def test_any_bytes_come_back(bpe: BPECodec, data: bytes) -> None:
+def test_bpe_round_trips_any_bytes(bpe: BPECodec, data: bytes) -> None:
     assert bpe.decode(bpe.encode(data)) == data
     assert bpe.units(bpe.encode(data)) == len(data)
 
 
-def test_bpe_on_long_text_is_exact_and_the_same_alone_or_in_company(bpe: BPECodec) -> None:
+def test_bpe_of_long_text_does_not_depend_on_the_batch(bpe: BPECodec) -> None:
     lines = (PROSE * 40).encode()
     unbroken = b"x" * 200_000 + "é".encode() * 40_000
     noise = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8).tobytes()
     check_codec(bpe, [lines, unbroken, noise])
 
 
-def test_bpe_is_trained_the_same_every_time(bpe: BPECodec) -> None:
+def test_bpe_training_is_reproducible(bpe: BPECodec) -> None:
     assert BPECodec.train([PROSE, PROSE.upper()], vocabulary=400) == bpe
 
 
-def test_a_tokenizer_made_elsewhere(tmp_path: Path, bpe: BPECodec) -> None:
+def test_tokenizers_of_other_tools_load(tmp_path: Path, bpe: BPECodec) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     other = Tokenizer(models.BPE())
@@ -114,7 +114,7 @@ def test_a_tokenizer_made_elsewhere(tmp_path: Path, bpe: BPECodec) -> None:
         BPECodec.from_tokenizer(tmp_path / "words.json")
 
 
-def test_letters() -> None:
+def test_letter_codec_round_trips() -> None:
     check_codec(LetterCodec(NUCLEOTIDES), ["", "ACGT", "ACGTNRYSWKMBDHVU-" * 3])
     check_codec(LetterCodec(RESIDUES), ["", "MKTAYIAKQR*", RESIDUES])
     assert LetterCodec(NUCLEOTIDES).encode("ACGT").tolist() == [0, 1, 2, 3]
@@ -133,7 +133,7 @@ def test_kmers_of_any_length_and_ambiguity(k: int, text: str) -> None:
         assert len(ids) == len(text) // k + len(text) % k
 
 
-def test_kmers() -> None:
+def test_kmer_codec_round_trips() -> None:
     check_codec(KmerCodec(6), ["", "ACGTAC", "ACGTACG", "NNNNNNACGTAC", "ACGTACGTACGTAN"])
     assert KmerCodec(3).encode("AACTTT").tolist() == [1, 63]
     for k in (0, 1, 11):
@@ -141,7 +141,7 @@ def test_kmers() -> None:
             KmerCodec(k)
 
 
-def test_items() -> None:
+def test_item_codec_round_trips() -> None:
     codec = ItemCodec.count({"b": 5, "a": 5, "c": 9, "rare": 1}, min_count=2)
     assert codec.items == ["c", "a", "b"] and codec.size == 5
     check_codec(codec, [[], ["a", "b", "c", "a"]])

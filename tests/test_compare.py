@@ -18,24 +18,24 @@ def loops(n: int = 150) -> list[list[str]]:
 
 
 def test_all_methods_are_compared() -> None:
-    found = segue.compare(loops(), minutes=0.05, quiet=True)
-    by_name = {result.method: result for result in found.results}
+    comparison = segue.compare(loops(), minutes=0.05, quiet=True)
+    by_name = {result.method: result for result in comparison.results}
     assert {"directly-follows graph", "Kneser-Ney", "hidden Markov model", "automaton (spectral)", "attention",
             "mamba"} <= set(by_name)
-    assert [r.bits for r in found.results] == sorted(r.bits for r in found.results)
+    assert [r.bits for r in comparison.results] == sorted(r.bits for r in comparison.results)
     assert by_name["Witten-Bell"].bits < 0.75 * by_name["frequencies"].bits
-    assert all(0 <= r.accuracy <= 1 and r.bits > 0 and np.isfinite(r.brier) for r in found.results)
-    assert found.to_dict()["results"][0]["method"] == found.results[0].method
+    assert all(0 <= r.accuracy <= 1 and r.bits > 0 and np.isfinite(r.brier) for r in comparison.results)
+    assert comparison.to_dict()["results"][0]["method"] == comparison.results[0].method
 
 
-def test_what_cannot_be_compared_says_so() -> None:
+def test_bad_comparisons_are_refused() -> None:
     with pytest.raises(SegueError, match="minutes"):
         segue.compare(loops(), minutes=0)
     with pytest.raises(SegueError):
         segue.compare([["a"]], minutes=0.1, quiet=True)
 
 
-def test_a_sample_is_spread() -> None:
+def test_a_sample_is_spread_over_the_data() -> None:
     sequences = [np.full(10, i) for i in range(100)]
     chosen = [int(s[0]) for s in subsample(sequences, 100)]
     assert len(chosen) == 10 and chosen[0] == 0 and chosen[-1] == 99

@@ -44,37 +44,38 @@ def test_drafts_change_nothing_under_a_pattern() -> None:
     pytest.importorskip("outlines_core")
     codec = ByteCodec()
     model = stack(codec.size).double()
-    plain, drafted = (continue_objects(model, codec, ["ab"], 40, "sample", draft, regex="(ab|ba)*", seed=4, **more)[0]
-                      for draft, more in (("none", {}), ("both", {"adaptive": False})))
-    assert plain.tokens == drafted.tokens
+    undrafted, drafted = (continue_objects(model, codec, ["ab"], 40, "sample", draft, regex="(ab|ba)*",
+                                           seed=4, **options)[0]
+                          for draft, options in (("none", {}), ("both", {"adaptive": False})))
+    assert undrafted.tokens == drafted.tokens
 
 
 def test_json_of_a_schema() -> None:
     pytest.importorskip("outlines_core")
     codec = ByteCodec()
-    wanted = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0}, "ok": {"type": "boolean"}},
-              "required": ["n", "ok"]}
-    found = 0
-    for answer in continue_objects(stack(codec.size), codec, [""] * 8, 120, "sample", json_schema=wanted, seed=3):
+    expected = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0}, "ok": {"type": "boolean"}},
+                "required": ["n", "ok"]}
+    results = 0
+    for answer in continue_objects(stack(codec.size), codec, [""] * 8, 120, "sample", json_schema=expected, seed=3):
         if answer.finish == "stop":
             value = json.loads(answer.text or "")
             assert isinstance(value["n"], int) and isinstance(value["ok"], bool)
-            found += 1
-    assert found
+            results += 1
+    assert results
     with pytest.raises(SegueError, match="schema"):
         continue_objects(stack(codec.size), codec, [""], 5, json_schema="{not json")
     with pytest.raises(SegueError, match="pattern"):
         continue_objects(stack(codec.size), codec, [""], 5, regex="(")
 
 
-def test_a_callback_rules_on_the_path_it_is_asked_about() -> None:
+def test_a_callback_sees_the_path_of_each_node() -> None:
     """No token twice: a valid tour, whatever the decoder."""
     model = TableModel(6, 1)
-    tour = LegalNext(lambda said: set(range(6)) - set(said))
+    tour = LegalNext(lambda tokens: set(range(6)) - set(tokens))
     for options in DECODERS:
         for answer in generate(model, [[1, 2], [3]], 6, processors=(tour,), **options):
             assert sorted(answer.tokens) == list(range(6))
-    assert generate(model, [[1]], 3, processors=(LegalNext(lambda said: None),))[0].tokens == \
+    assert generate(model, [[1]], 3, processors=(LegalNext(lambda tokens: None),))[0].tokens == \
         generate(model, [[1]], 3)[0].tokens
 
 

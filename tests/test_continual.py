@@ -16,7 +16,7 @@ from segue.errors import SegueError
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(lengths=st.lists(st.integers(0, 30), max_size=12), capacity=st.integers(1, 8), length=st.integers(2, 9))
-def test_a_reservoir_is_bounded_and_keeps_what_it_was_given(lengths: list[int], capacity: int, length: int) -> None:
+def test_a_reservoir_is_bounded_and_holds_only_offered_pieces(lengths: list[int], capacity: int, length: int) -> None:
     buffer = Reservoir(capacity, length)
     start, pieces = 0, []
     for n in lengths:
@@ -29,7 +29,7 @@ def test_a_reservoir_is_bounded_and_keeps_what_it_was_given(lengths: list[int], 
     assert all(piece.tolist() in pieces for piece in buffer.pieces)
 
 
-def test_every_piece_has_the_same_chance() -> None:
+def test_a_reservoir_keeps_every_piece_with_equal_probability() -> None:
     counts = np.zeros(20)
     for seed in range(2000):
         buffer = Reservoir(5, 2, seed)
@@ -41,15 +41,15 @@ def test_every_piece_has_the_same_chance() -> None:
     assert chi2 < 43.8  # 99.9% of the chi-square distribution with 19 degrees of freedom
 
 
-def test_a_reservoir_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+def test_a_loaded_reservoir_continues_as_the_saved_one(tmp_path: Path) -> None:
     sequences = [np.arange(i, i + 7) for i in range(50)]
-    whole, half = Reservoir(6, 4, 3), Reservoir(6, 4, 3)
-    whole.offer(sequences)
+    uninterrupted, half = Reservoir(6, 4, 3), Reservoir(6, 4, 3)
+    uninterrupted.offer(sequences)
     half.offer(sequences[:20])
     half.save(tmp_path)
-    again = Reservoir.load(tmp_path)
-    again.offer(sequences[20:])
-    assert [p.tolist() for p in whole.pieces] == [p.tolist() for p in again.pieces]
+    loaded = Reservoir.load(tmp_path)
+    loaded.offer(sequences[20:])
+    assert [p.tolist() for p in uninterrupted.pieces] == [p.tolist() for p in loaded.pieces]
     (tmp_path / "replay.safetensors").write_bytes(b"nonsense")
     with pytest.raises(SegueError, match="replay"):
         Reservoir.load(tmp_path)
@@ -81,6 +81,6 @@ def test_averages_and_backward_transfer() -> None:
     update = ScoreMatrix(np.array([[2.0, 3.0, 5.0], [2.5, 2.9, 4.0]]), ["a", "b", "new"], ["before", "after"], "bits")
     assert update.backward_transfer == pytest.approx((-0.5 + 0.1) / 2)  # fewer bits are better
     assert update.average == update.average_so_far == pytest.approx(9.4 / 3)
-    one = ScoreMatrix(np.array([[0.0], [1.0]]), ["a"], ["before", "a"], "accuracy", True)
-    assert one.backward_transfer == 0.0
+    single = ScoreMatrix(np.array([[0.0], [1.0]]), ["a"], ["before", "a"], "accuracy", True)
+    assert single.backward_transfer == 0.0
     assert stream.to_dict()["backward_transfer"] == stream.backward_transfer

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weights import shake
 
 import segue
 from segue.analysis.control import (
@@ -37,15 +38,13 @@ def sharp(pattern: str, seed: int = 0, vocabulary: int = V) -> Stack:
     """A random stack whose prediction depends on all it has read."""
     torch.manual_seed(seed)
     model = Stack(StackConfig(vocabulary, 16, pattern.split("+"), tied=seed % 2 == 0))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
+    shake(model, 0.5)
     return model.eval()
 
 
 @settings(max_examples=8, deadline=None)
 @given(pattern=st.sampled_from(PATTERNS), seed=st.integers(0, 50), begin=st.booleans())
-def test_searches_find_a_part_of_what_brute_force_finds(pattern: str, seed: int, begin: bool) -> None:
+def test_searches_find_only_what_brute_force_finds(pattern: str, seed: int, begin: bool) -> None:
     model = sharp(pattern, seed)
     task = Control(model, [1, 2], begin=[3] if begin else ())
     exact = {k: brute_force(task, k) for k in (0, 1, 2)}
@@ -58,22 +57,23 @@ def test_searches_find_a_part_of_what_brute_force_finds(pattern: str, seed: int,
                for u in itertools.product(range(V), repeat=k)}
     assert by_hand == set(exact[2])
     for target in range(V):
-        one = greedy_backward(task, target, 1)
-        assert one.reached == (target in exact[1])
-        for found in (one, greedy_backward(task, target, 2), gcg(task, target, 2, steps=4, candidates=16, top=4)):
-            assert not found.reached or target in exact[2]
-            scores = model(torch.tensor([[*front, *found.control, 1, 2]])).logits[0, -1].detach().log_softmax(-1)
-            assert float(-scores[target]) == pytest.approx(found.loss, abs=1e-4)
-            assert found.reached == (int(scores.argmax()) == target)
+        single_token = greedy_backward(task, target, 1)
+        assert single_token.reached == (target in exact[1])
+        for attempt in (single_token, greedy_backward(task, target, 2),
+                        gcg(task, target, 2, steps=4, candidates=16, top=4)):
+            assert not attempt.reached or target in exact[2]
+            scores = model(torch.tensor([[*front, *attempt.control, 1, 2]])).logits[0, -1].detach().log_softmax(-1)
+            assert float(-scores[target]) == pytest.approx(attempt.loss, abs=1e-4)
+            assert attempt.reached == (int(scores.argmax()) == target)
     covered = cover(task, 2, steps=6, candidates=32)
     assert set(covered) <= set(exact[2]) and len(covered) > 0
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_one_hot_gradients_are_central_differences(pattern: str) -> None:
+def test_one_hot_gradients_equal_central_differences(pattern: str) -> None:
     model = sharp(pattern, 2).double()
     task, control, target = Control(model, [4, 5], begin=[0]), torch.tensor([1, 6]), 3
-    found = task.gradient(control, lambda chances: -chances[target])
+    results = task.gradient(control, lambda chances: -chances[target])
     rows = torch.nn.functional.one_hot(task.rows(control[None]), V).double()
     for place, token in itertools.product(range(2), range(V)):
         ends = []
@@ -81,75 +81,77 @@ def test_one_hot_gradients_are_central_differences(pattern: str) -> None:
             moved = rows.clone()
             moved[0, 1 + place, token] += step
             ends.append(-float(model(moved).logits[0, -1].detach().log_softmax(-1)[target]))
-        assert float(found[place, token]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-7)
+        assert float(results[place, token]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-7)
 
 
 @pytest.mark.parametrize("pattern", [*PATTERNS, "jrt"])
-def test_gradients_are_those_of_the_scores(pattern: str) -> None:
+def test_control_gradients_equal_those_of_the_scores(pattern: str) -> None:
     """Of models that read their prompt both ways too: control and state are their prompt."""
-    task, seen = Control(sharp(pattern), [4, 5]), list[torch.Tensor]()
+    task, captured = Control(sharp(pattern), [4, 5]), list[torch.Tensor]()
 
     def loss(chances: torch.Tensor) -> torch.Tensor:
-        seen.append(chances.detach())
+        captured.append(chances.detach())
         return -chances[3]
 
     assert task.gradient(torch.tensor([1, 6]), loss).shape == (2, V)
     first, chance = task.scores(torch.tensor([[1, 6]]), 3)
-    assert int(seen[0].argmax()) == int(first[0])
-    torch.testing.assert_close(seen[0][3], chance[0], rtol=1e-4, atol=1e-4)
+    assert int(captured[0].argmax()) == int(first[0])
+    torch.testing.assert_close(captured[0][3], chance[0], rtol=1e-4, atol=1e-4)
 
 
-def test_gcg_keeps_what_it_has_and_may_be_told_which_ids() -> None:
+def test_gcg_never_worsens_and_respects_allowed_ids() -> None:
     model = sharp("attention", 4)
     task = Control(model, [1], allowed=[2, 5])
-    found = [gcg(task, 0, 3, steps=steps, candidates=6, top=2, patience=2) for steps in (0, 1, 2, 4, 12)]
-    losses = [each.loss for each in found]
-    assert losses == sorted(losses, reverse=True) or found[-1].reached
+    results = [gcg(task, 0, 3, steps=steps, candidates=6, top=2, patience=2) for steps in (0, 1, 2, 4, 12)]
+    losses = [step.loss for step in results]
+    assert losses == sorted(losses, reverse=True) or results[-1].reached
     assert set(gcg(task, 0, 3, steps=4).control) <= {2, 5}
     assert {i for u in brute_force(task, 2).values() for i in u} <= {2, 5}
     started = gcg(task, 0, 3, steps=0, start=[5, 2])
     assert started.control[1:] == (5, 2)
     # From the best there is it goes nowhere: all it looks at is one swap away.
     every = torch.tensor(list(itertools.product(range(V), repeat=2)))
-    out = min(set(range(V)) - set(brute_force(whole := Control(model, [1]), 2)))
-    best, looked = every[whole.scores(every, out)[1].argmax()], list[torch.Tensor]()
-    score = whole.scores
-    whole.scores = lambda controls, target=0: looked.append(controls) or score(controls, target)  # type: ignore
-    assert gcg(whole, out, 2, steps=6, candidates=20, start=best.tolist(), patience=9).control == tuple(best.tolist())
+    out = min(set(range(V)) - set(brute_force(brute_task := Control(model, [1]), 2)))
+    best, looked = every[brute_task.scores(every, out)[1].argmax()], list[torch.Tensor]()
+    score = brute_task.scores
+    brute_task.scores = lambda controls, target=0: looked.append(controls) or score(controls, target)  # type: ignore
+    assert gcg(brute_task, out, 2, steps=6, candidates=20, start=best.tolist(),
+               patience=9).control == tuple(best.tolist())
     assert len(looked) == 7 and int((torch.cat(looked) != best).sum(1).max()) == 1
 
 
 @pytest.mark.parametrize("pattern", ["attention", "gru"])
-def test_one_control_for_many_states(pattern: str) -> None:
+def test_one_control_serves_many_states(pattern: str) -> None:
     model = sharp(pattern, 5)
     tasks, targets = [Control(model, state) for state in ([1], [2, 4], [6])], [3, 0, 3]
 
     def loss(control: tuple[int, ...]) -> float:
-        said = [model(torch.tensor([[*control, *task.state]])).logits[0, -1].detach().log_softmax(-1) for task in tasks]
-        return -sum(float(scores[target]) for scores, target in zip(said, targets)) / 3
+        log_probs = [model(torch.tensor([[*control, *task.state]])).logits[0, -1].detach().log_softmax(-1)
+                     for task in tasks]
+        return -sum(float(scores[target]) for scores, target in zip(log_probs, targets)) / 3
 
     best = min(loss((token,)) for token in range(V))
     assert gcg_shared(tasks, targets, 1, steps=1, candidates=200, top=V).loss == pytest.approx(best, abs=1e-4)
-    found = [gcg_shared(tasks, targets, 2, steps=steps, candidates=8, top=3, examples=2) for steps in (0, 2, 6)]
-    assert [each.loss for each in found] == sorted((each.loss for each in found), reverse=True)
-    assert found[-1].loss == pytest.approx(loss(found[-1].control), abs=1e-4)
-    for task, target, reached in zip(tasks, targets, found[-1].reached):
-        assert reached == (int(task.scores(torch.tensor([found[-1].control]))[0]) == target)
+    results = [gcg_shared(tasks, targets, 2, steps=steps, candidates=8, top=3, examples=2) for steps in (0, 2, 6)]
+    assert [step.loss for step in results] == sorted((step.loss for step in results), reverse=True)
+    assert results[-1].loss == pytest.approx(loss(results[-1].control), abs=1e-4)
+    for task, target, reached in zip(tasks, targets, results[-1].reached):
+        assert reached == (int(task.scores(torch.tensor([results[-1].control]))[0]) == target)
     with pytest.raises(SegueError, match="a target for each"):
         gcg_shared(tasks, targets[:2], 1)
 
 
-def test_backoff_takes_the_shortest_that_reaches() -> None:
+def test_backoff_takes_the_shortest_control() -> None:
     model = sharp("mamba", 3)
     task = Control(model, [1, 2])
     exact = [set(brute_force(task, k)) for k in (0, 1, 2)]
     for target in range(V):
-        found = backoff(task, target, greedy=2, swaps=(3, 4), steps=8, candidates=64)
-        least = next((k for k in (0, 1, 2) if target in exact[k]), 3)
-        assert len(found.control) >= least or not found.reached
+        result = backoff(task, target, greedy=2, swaps=(3, 4), steps=8, candidates=64)
+        shortest = next((k for k in (0, 1, 2) if target in exact[k]), 3)
+        assert len(result.control) >= shortest or not result.reached
         if target in exact[1]:
-            assert found.reached and len(found.control) == least
-    assert found.tried > 0
+            assert result.reached and len(result.control) == shortest
+    assert result.tried > 0
 
 
 def test_epsilon_never_grows_with_k() -> None:
@@ -160,32 +162,30 @@ def test_epsilon_never_grows_with_k() -> None:
         Control(sharp("gru"), [])
 
 
-def test_a_folder_of_transformers_is_searched_by_scores_and_says_so(tmp_path: Path) -> None:
+def test_folders_of_transformers_are_searched_by_scores(tmp_path: Path) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     pytest.importorskip("transformers")
     from segue.models.huggingface import adapt, to_huggingface
 
     torch.manual_seed(1)
     model = Stack(StackConfig(V, 16, ["attention"] * 2, norm="rms"))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
+    shake(model, 0.5)
     to_huggingface(model.eval(), tmp_path / "model")
-    theirs, ours = Control(adapt(tmp_path / "model"), [1, 2]), Control(model, [1, 2])
-    exact = [brute_force(task, 2) for task in (ours, theirs)]
+    reference, actual = Control(adapt(tmp_path / "model"), [1, 2]), Control(model, [1, 2])
+    exact = [brute_force(task, 2) for task in (actual, reference)]
     assert exact[0] == exact[1]
     lengths: list[list[int | None]] = [[], []]
-    for found, task in zip(lengths, (ours, theirs)):
-        found += [len(u.control) if u.reached else None for u in
-                  (backoff(task, target, greedy=2, swaps=()) for target in range(V))]
+    for reached_lengths, task in zip(lengths, (actual, reference)):
+        reached_lengths += [len(u.control) if u.reached else None for u in
+                            (backoff(task, target, greedy=2, swaps=()) for target in range(V))]
     assert k_epsilon(lengths[0], 2) == k_epsilon(lengths[1], 2)
-    blind, guided = (gcg(task, 3, 4, steps=1, candidates=8) for task in (theirs, ours))
+    blind, guided = (gcg(task, 3, 4, steps=1, candidates=8) for task in (reference, actual))
     assert blind.how == "random swaps, k = 4" and guided.how == "gcg, k = 4"
     with pytest.raises(SegueError, match="no gradient"):
-        theirs.gradient(torch.tensor([1]), lambda chances: chances[0])
+        reference.gradient(torch.tensor([1]), lambda chances: chances[0])
 
 
-def test_models_of_any_kind_are_searched() -> None:
+def test_models_of_every_kind_are_searched() -> None:
     for kind, records, text in (("dna", ["ACGTTGCA" * 8] * 12, "ACG"), ("text", ["the cat sat\n" * 6] * 12, "the")):
         model = segue.fit(records, kind=kind, steps=3, mixer="gla", width=16, depth=1, quiet=True, mix=False)
         task = Control(model.model, model.codec.encode(text).tolist())
@@ -214,13 +214,13 @@ def reached_rows(head: Head) -> torch.Tensor:
     k, both = len(u), torch.cat([u, x])
     rows = []
     for i in range(len(x)):
-        seen = both[: k + i + 1] if causal else both
-        weights = (seen @ keys.T @ (queries @ x[i]) / queries.shape[0] ** 0.5).softmax(0)
-        rows.append(weights @ (seen @ values.T))
+        visible = both[: k + i + 1] if causal else both
+        weights = (visible @ keys.T @ (queries @ x[i]) / queries.shape[0] ** 0.5).softmax(0)
+        rows.append(weights @ (visible @ values.T))
     return torch.stack(rows)
 
 
-def test_bounds_exclude_nothing_that_is_reached_and_the_printed_form_does() -> None:
+def test_bounds_never_exclude_reached_rows_unlike_the_printed_form() -> None:
     """The theorem as printed (inequality turned round, the queries' norm for the values') excludes reached rows."""
     excluded = printed = rows = 0
     for seed in range(1000):
@@ -229,23 +229,23 @@ def test_bounds_exclude_nothing_that_is_reached_and_the_printed_form_does() -> N
         longest = float(u.norm(dim=-1).max())
         bounds = attention_bounds(queries, keys, values, x, len(u), longest, causal)
         y = reached_rows(head)
-        own = reached_rows((queries, keys, values, x, u[:0], causal))
-        torch.testing.assert_close(bounds.uncontrolled, own)
+        uncontrolled = reached_rows((queries, keys, values, x, u[:0], causal))
+        torch.testing.assert_close(bounds.uncontrolled, uncontrolled)
         excluded += int(bounds.excludes(y).sum())
-        along = (y * own).sum(-1) / own.square().sum(-1)
-        across = (y - along[:, None] * own).norm(dim=-1)
-        wrong = float(torch.linalg.matrix_norm(queries, 2)) * longest
-        printed += int((across <= (1 - bounds.least) * wrong).sum())
+        along = (y * uncontrolled).sum(-1) / uncontrolled.square().sum(-1)
+        across = (y - along[:, None] * uncontrolled).norm(dim=-1)
+        printed_bound = float(torch.linalg.matrix_norm(queries, 2)) * longest
+        printed += int((across <= (1 - bounds.least) * printed_bound).sum())
         rows += len(y)
     assert rows > 3000 and excluded == 0 and printed > 100
 
 
-def test_bounds_do_exclude() -> None:
+def test_bounds_exclude_unreachable_rows() -> None:
     """Rows far away, or at right angles and too long, cannot be reached; those at the edge can."""
     queries, keys, values, x, u, _ = some_head(1)
     bounds = attention_bounds(queries, keys, values, x, 2, 0.01)
-    far = -1e3 * bounds.uncontrolled
-    assert bounds.excludes(far).all() and not bounds.excludes(bounds.uncontrolled).any()
+    distant = -1e3 * bounds.uncontrolled
+    assert bounds.excludes(distant).all() and not bounds.excludes(bounds.uncontrolled).any()
     assert (bounds.least < bounds.most).all() and (bounds.most < 1).all()
     y = attend(*(z[None, None] for z in (x @ queries.T, x @ keys.T, x @ values.T)))[0][0, 0]
     torch.testing.assert_close(bounds.uncontrolled, y)
@@ -259,8 +259,8 @@ def test_the_rule_of_magic_word(change: dict[str, float], verdict: str) -> None:
     values = {"true": 0.67, "rank 2": 0.5, "rank 6": 0.4, "rank 10": 0.3, "uniform": 0.2, "recall of greedy": 0.9,
               "recall of gcg": 0.9, "false members": 0.0, "lower half, k up to 4": 0.1, "elements reached": 5.0,
               "start": 0.35, "others": 1.0} | change
-    table = [{"model": "attention", "what": what, "reached": value, "by k": [values["start"], value]}
-             for what, value in values.items()]
+    table = [{"model": "attention", "what": measure, "reached": value, "by k": [values["start"], value]}
+             for measure, value in values.items()]
     table += [{"model": model, "what": "elements reached", "reached": values["others"], "by k": []}
               for model in ("attention, shuffled", "gru")]
     assert claim("magic-word").judge(table)[0] == verdict

@@ -44,16 +44,16 @@ def naive(train: list[list[int]], order: int, smoothing: str, start: bool, backo
                     longer[context][x].add(line[place] if place >= 0 else -1)
     out = []
     for i in range(len(document)):
-        found = contexts(document, i, order, start)
-        seen = [context for context in found if table[context]]
+        results = contexts(document, i, order, start)
+        counted = [context for context in results if table[context]]
         p = np.full(V, 1 / V)
         if smoothing == "none":
-            if backoff or len(seen) == len(found):
-                p = np.array([table[seen[-1]][x] for x in range(V)]) / table[seen[-1]].total()
+            if backoff or len(counted) == len(results):
+                p = np.array([table[counted[-1]][x] for x in range(V)]) / table[counted[-1]].total()
         else:
-            for context in seen:
+            for context in counted:
                 c = np.array([table[context][x] for x in range(V)], float)
-                if smoothing == "kneser-ney" and context != found[-1]:
+                if smoothing == "kneser-ney" and context != results[-1]:
                     c = np.array([len(longer[context][x]) for x in range(V)], float)
                 if smoothing == "witten-bell":
                     t = (c > 0).sum()
@@ -70,9 +70,9 @@ def naive(train: list[list[int]], order: int, smoothing: str, start: bool, backo
 def test_estimates_equal_dictionary_counts(train: list[list[int]], document: list[int], order: int, smoothing: str,
                                            start: bool, backoff: bool) -> None:
     model = CountModel(V, order, smoothing, start, backoff, discount=0.7).fit(train)
-    found = model.predictions(document)
-    assert np.allclose(found, naive(train, order, smoothing, start, backoff, 0.7, document), atol=1e-12)
-    assert np.allclose(found.sum(1), 1)
+    result = model.predictions(document)
+    assert np.allclose(result, naive(train, order, smoothing, start, backoff, 0.7, document), atol=1e-12)
+    assert np.allclose(result.sum(1), 1)
 
 
 def long_runs() -> list[np.ndarray]:
@@ -81,20 +81,20 @@ def long_runs() -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("smoothing", ["none", "witten-bell", "kneser-ney"])
-def test_written_out_runs_count_the_same(smoothing: str) -> None:
+def test_compressed_runs_count_the_same(smoothing: str) -> None:
     train = long_runs()
     model = CountModel(V, 8, smoothing, discount=0.6).fit(train[1:])
     expected = naive([line.tolist() for line in train[1:]], 8, smoothing, True, True, 0.6, train[0][:150].tolist())
     assert np.allclose(model.predictions(train[0][:150]), expected, atol=1e-12)
 
 
-def test_a_blend_holds_every_classical_model() -> None:
+def test_a_blend_contains_every_classical_model() -> None:
     blend = BlendedCounts(V)
     blend.count(long_runs()[1:])
     for order, smoothing in ((5, "kneser-ney"), (2, "witten-bell")):
-        found = blend.classical(order, smoothing).predictions(long_runs()[0])
+        results = blend.classical(order, smoothing).predictions(long_runs()[0])
         expected = CountModel(V, order, smoothing).fit(long_runs()[1:]).predictions(long_runs()[0])
-        assert np.allclose(found, expected, atol=1e-12)
+        assert np.allclose(results, expected, atol=1e-12)
 
 
 def test_contexts_are_sorted() -> None:
@@ -121,8 +121,8 @@ def test_decoding_agrees_with_scoring(smoothing: str) -> None:
     line = rng.integers(0, V, 12)
     expected = model.predictions(np.append(line, 0))[1:]
 
-    def check(logits: torch.Tensor, wanted: np.ndarray) -> None:
-        assert np.allclose(logits.exp().numpy(), wanted, atol=1e-6)
+    def check(logits: torch.Tensor, expected: np.ndarray) -> None:
+        assert np.allclose(logits.exp().numpy(), expected, atol=1e-6)
 
     tokens = torch.from_numpy(line)[None]
     state = model.init_state(1, history=4)
@@ -152,7 +152,7 @@ def test_decoding_agrees_with_scoring(smoothing: str) -> None:
     assert fork.positions.tolist() == [10, 10]
 
 
-def test_state_is_of_constant_size_and_says_when_it_cannot_go_back() -> None:
+def test_the_state_is_of_constant_size_and_refuses_far_rewinds() -> None:
     model = CountModel(V, 3).fit(long_runs())
     state = model.init_state(1, history=2)
     for _ in range(50):
@@ -167,12 +167,12 @@ def test_state_is_of_constant_size_and_says_when_it_cannot_go_back() -> None:
 def test_save_and_load(tmp_path: Path) -> None:
     model = CountModel(V, 4, "kneser-ney").fit(long_runs())
     model.save(tmp_path)
-    again = CountModel.load(tmp_path)
+    loaded = CountModel.load(tmp_path)
     line = long_runs()[2]
-    assert np.array_equal(model.predictions(line), again.predictions(line))
+    assert np.array_equal(model.predictions(line), loaded.predictions(line))
 
 
-def test_mistakes_are_named() -> None:
+def test_bad_options_are_refused_by_name() -> None:
     with pytest.raises(SegueError, match="outside"):
         CountModel(3).fit([[0, 3]])
     with pytest.raises(SegueError, match="nothing to count"):
@@ -196,12 +196,12 @@ def sentences(count: int, seed: int) -> list[np.ndarray]:
     """Documents of words from a small lexicon, each with favourites of its own: corpus and own past both help."""
     rng = np.random.default_rng(seed)
     lexicon = [np.random.default_rng(i).integers(0, 12, 2 + i % 4) for i in range(40)]
-    found = []
+    result = []
     for _ in range(count):
-        mine = rng.choice(40, 4)
-        words = [lexicon[rng.choice(mine) if rng.random() < 0.7 else rng.integers(40)] for _ in range(60)]
-        found.append(np.concatenate(words).astype(np.int32))
-    return found
+        favourites = rng.choice(40, 4)
+        words = [lexicon[rng.choice(favourites) if rng.random() < 0.7 else rng.integers(40)] for _ in range(60)]
+        result.append(np.concatenate(words).astype(np.int32))
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -218,69 +218,69 @@ def mixture(blend: BlendedCounts) -> Mixture:
     return mixture
 
 
-def test_a_gate_begins_the_same_whatever_ran_before() -> None:
+def test_a_gate_starts_alike_after_other_random_draws() -> None:
     """Else two fits of one seed would differ."""
-    one, _, other = Gate(), torch.randn(3), Gate()
-    assert all(torch.equal(*pair) for pair in zip(one.state_dict().values(), other.state_dict().values()))
+    first, _, second = Gate(), torch.randn(3), Gate()
+    assert all(torch.equal(*pair) for pair in zip(first.state_dict().values(), second.state_dict().values()))
 
 
 def test_blend_is_proper_and_beats_the_classical_estimates(blend: BlendedCounts) -> None:
-    held = sentences(8, 1)
-    assert np.allclose(blend.predictions(held[0]).sum(1), 1)
-    size = sum(map(len, held))
-    bits = documents_bits(blend, held) / size
+    test = sentences(8, 1)
+    assert np.allclose(blend.predictions(test[0]).sum(1), 1)
+    size = sum(map(len, test))
+    bits = documents_bits(blend, test) / size
     for smoothing in ("witten-bell", "kneser-ney"):
-        other = documents_bits(CountModel(12, 5, smoothing).fit(sentences(60, 0)), held) / size
+        other = documents_bits(CountModel(12, 5, smoothing).fit(sentences(60, 0)), test) / size
         assert bits < 0.95 * other, (bits, other, smoothing)
 
 
-def test_trust_is_fitted_on_what_is_computed(blend: BlendedCounts) -> None:
+def test_the_fitted_trust_cost_equals_the_scored_cost(blend: BlendedCounts) -> None:
     """The cost that the fit reports is the cost that the kernels give."""
-    model, (rest, held) = BlendedCounts(12, window=64), split_held_out(sentences(60, 0))
+    model, (rest, test) = BlendedCounts(12, window=64), split_held_out(sentences(60, 0))
     model.count(rest)
-    bits = model.learn_trust(held)
-    assert bits == pytest.approx(documents_bits(model, held) / sum(map(len, held)), rel=1e-4)
+    bits = model.learn_trust(test)
+    assert bits == pytest.approx(documents_bits(model, test) / sum(map(len, test)), rel=1e-4)
 
 
-def test_few_data_are_trusted_as_far_as_folds_predict_each_other() -> None:
+def test_trust_by_folds_beats_a_part_set_aside_on_few_data() -> None:
     """Each document is counted and each taught trust: better than a part set aside, whose few positions teach nothing
     certain, and no worse than the classical estimate."""
-    few, held = sentences(24, 0)[:8], sentences(30, 1)
-    size, aside = sum(map(len, held)), BlendedCounts(12, window=64)
-    rest, last = split_held_out(few)
-    aside.count(rest)
-    aside.learn_trust(last)
-    aside.count(few)
-    blend = BlendedCounts(12, window=64).fit(few)
-    bits, other = (documents_bits(model, held) / size for model in (blend, aside))
-    classical = documents_bits(CountModel(12, 5, "kneser-ney").fit(few), held) / size
+    train, test = sentences(24, 0)[:8], sentences(30, 1)
+    size, by_part = sum(map(len, test)), BlendedCounts(12, window=64)
+    rest, last = split_held_out(train)
+    by_part.count(rest)
+    by_part.learn_trust(last)
+    by_part.count(train)
+    blend = BlendedCounts(12, window=64).fit(train)
+    bits, other = (documents_bits(model, test) / size for model in (blend, by_part))
+    classical = documents_bits(CountModel(12, 5, "kneser-ney").fit(train), test) / size
     assert bits < other and bits < 1.01 * classical, (bits, other, classical)
-    assert blend.tables.order.size == aside.tables.order.size  # nothing that was held back is lost
+    assert blend.tables.order.size == by_part.tables.order.size  # nothing that was held back is lost
 
 
 def test_a_large_vocabulary_is_scored_in_smaller_pieces(blend: BlendedCounts, mixture: Mixture,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     line = np.concatenate(sentences(30, 5))[:300]
-    whole, alone = mixture.log_probabilities(line, 16), blend.log_probabilities(line)
+    unsplit, single = mixture.log_probabilities(line, 16), blend.log_probabilities(line)
     monkeypatch.setattr("segue.models.mixture.MAX_PROBABILITIES", 64 * 12)
     monkeypatch.setattr("segue.models.counts.MAX_PROBABILITIES", 64 * 12)
     assert max(len(scores) for _, scores, _ in mixture.iterate_scores([line], 16)) == 64
-    assert np.allclose(mixture.log_probabilities(line, 16), whole, atol=1e-5)
-    assert np.allclose(blend.log_probabilities(line), alone)
+    assert np.allclose(mixture.log_probabilities(line, 16), unsplit, atol=1e-5)
+    assert np.allclose(blend.log_probabilities(line), single)
 
 
 @pytest.mark.parametrize(("sizes", "first"), [([5] * 4000, 0), ([5] * 4000, 1), ([3000, 70_000], 1), ([1, 2, 3], 1),
                                               ([9, 4000] * 20, 0)])
-def test_no_more_is_looked_at_than_asked_for(sizes: list[int], first: int) -> None:
+def test_trust_reads_only_the_requested_positions(sizes: list[int], first: int) -> None:
     """Of many short documents some are left out: with a large vocabulary each position costs much."""
-    found = sample_spans(sizes, 1000, np.random.default_rng(0), first)
-    assert all(first <= begin < end <= sizes[number] for number, begin, end in found)
-    assert len({number for number, _, _ in found}) == len(found)
-    most = sum(size - first for size in sizes)
-    assert min(1000, most) <= sum(end - begin for _, begin, end in found) <= 1000 + 2 * 64
+    results = sample_spans(sizes, 1000, np.random.default_rng(0), first)
+    assert all(first <= begin < end <= sizes[number] for number, begin, end in results)
+    assert len({number for number, _, _ in results}) == len(results)
+    positions = sum(size - first for size in sizes)
+    assert min(1000, positions) <= sum(end - begin for _, begin, end in results) <= 1000 + 2 * 64
 
 
-def test_blend_survives_a_file(blend: BlendedCounts, tmp_path: Path) -> None:
+def test_a_blend_round_trips_through_a_file(blend: BlendedCounts, tmp_path: Path) -> None:
     blend.save(tmp_path)
     line = sentences(1, 5)[0]
     assert np.array_equal(BlendedCounts.load(tmp_path).predictions(line), blend.predictions(line))
@@ -299,11 +299,11 @@ def test_blend_survives_a_file(blend: BlendedCounts, tmp_path: Path) -> None:
 
 
 def test_hold_back_takes_whole_documents_or_the_end_of_few() -> None:
-    many = [np.arange(10 + i) for i in range(50)]
-    rest, held = split_held_out(many, 0.1)
-    assert len(rest) + len(held) == 50 and 0.05 < sum(map(len, held)) / sum(map(len, many)) < 0.2
-    rest, held = split_held_out([np.arange(100)], 0.1)
-    assert len(rest[0]) == 90 and held[0].tolist() == list(range(90, 100))
+    documents = [np.arange(10 + i) for i in range(50)]
+    rest, test = split_held_out(documents, 0.1)
+    assert len(rest) + len(test) == 50 and 0.05 < sum(map(len, test)) / sum(map(len, documents)) < 0.2
+    rest, test = split_held_out([np.arange(100)], 0.1)
+    assert len(rest[0]) == 90 and test[0].tolist() == list(range(90, 100))
 
 
 def test_every_count_model_keeps_the_decoding_contract(blend: BlendedCounts, mixture: Mixture) -> None:
@@ -320,19 +320,19 @@ def test_mixture_is_proper_and_scores_what_it_decodes(mixture: Mixture, tmp_path
     tokens = torch.from_numpy(line.astype(np.int64))[None]
     decoded = mixture.extend(tokens, mixture.init_state(1)).logits[0, :-1]
     assert torch.allclose(decoded, scores, atol=1e-4)
-    found = mixture.log_probabilities(line, context=40)
-    assert np.allclose(found, scores.gather(1, tokens[0, 1:, None])[:, 0].numpy(), atol=1e-5)
+    results = mixture.log_probabilities(line, context=40)
+    assert np.allclose(results, scores.gather(1, tokens[0, 1:, None])[:, 0].numpy(), atol=1e-5)
     state = mixture.init_state(1)
     stepped = [mixture.step(tokens[:, i].numpy(), state)[0] for i in range(4)]
     assert np.allclose(stepped, scores[:4].numpy(), atol=1e-4) and state.positions.tolist() == [4]
     mixture.save(tmp_path)
-    again = Mixture.load(mixture.network, tmp_path)
-    assert torch.equal(again.scores(line, context=40), scores)
+    loaded = Mixture.load(mixture.network, tmp_path)
+    assert torch.equal(loaded.scores(line, context=40), scores)
     with pytest.raises(SegueError, match="share one codec"):
         Mixture(mixture.network, BlendedCounts(13))
 
 
-def test_short_documents_walk_together_as_they_do_alone(mixture: Mixture) -> None:
+def test_short_documents_score_alike_alone_and_together(mixture: Mixture) -> None:
     lines = [line[:size] for line, size in zip(sentences(9, 7), (5, 1, 30, 2, 0, 7, 7, 40, 3))]
     for piece in (16, 64):
         walked = list(mixture.iterate_scores(lines, 16, piece=piece))
@@ -349,14 +349,14 @@ def test_mixture_decodes_losslessly_with_drafts(mixture: Mixture) -> None:
 
     prompt = sentences(1, 7)[0][:40].tolist()
     for options in ({}, {"temperature": 0.8, "seed": 3}):
-        plain = generate(mixture, [prompt], 30, **options)[0].tokens
+        undrafted = generate(mixture, [prompt], 30, **options)[0].tokens
         for draft in (*DRAFTERS, CountDraft(mixture.counts)):
             answer = generate(mixture, [prompt], 30, draft=draft, adaptive=False, **options)[0]
-            assert answer.tokens == plain
+            assert answer.tokens == undrafted
         assert answer.draft == "counts" and answer.tokens_per_pass > 1.3
 
 
-def test_drafts_by_counting_keep_the_contract() -> None:
+def test_count_drafts_keep_the_contract() -> None:
     # the checker looks for secrets made of 7 to 10: none may be in the corpus
     counts = BlendedCounts(12, window=64).fit([line % 6 for line in sentences(30, 0)])
     check_drafter(lambda: CountDraft(counts), vocabulary=12, memory=False)
@@ -365,15 +365,15 @@ def test_drafts_by_counting_keep_the_contract() -> None:
 def test_threads_share_a_count_model(blend: BlendedCounts) -> None:
     documents = [np.random.default_rng(seed).integers(0, 12, 300) for seed in range(8)]
     for model in (blend, CountModel(12, 3).fit(documents)):
-        alone = [model.predictions(document) for document in documents]
+        single = [model.predictions(document) for document in documents]
         with ThreadPoolExecutor(4) as threads:
-            for apart, together in zip(alone * 3, threads.map(model.predictions, documents * 3)):
-                np.testing.assert_array_equal(apart, together)
+            for separate, together in zip(single * 3, threads.map(model.predictions, documents * 3)):
+                np.testing.assert_array_equal(separate, together)
 
 
 def test_ids_outside_the_vocabulary_are_refused_before_a_kernel_writes_there(blend: BlendedCounts) -> None:
     for model in (blend, CountModel(12, 3).fit(sentences(5, 3))):
-        for wrong in ([3, 12], [-1, 3]):
+        for bad_ids in ([3, 12], [-1, 3]):
             for ask in (model.predictions, model.next, model.log_probabilities):
                 with pytest.raises(SegueError, match="has ids outside"):
-                    ask(wrong)
+                    ask(bad_ids)

@@ -38,11 +38,11 @@ class Told:
         return np.sum([self.score(turn, others, True) for turn in turns], 0)
 
 
-def test_a_system_that_knows_is_praised_and_one_that_knows_nothing_is_at_chance() -> None:
+def test_a_perfect_system_scores_high_and_an_ignorant_one_at_chance() -> None:
     test = [[[i * 20 + j] for j in range(12)] for i in range(6)]
-    found = evaluate(Told(), test, 0)  # type: ignore[arg-type]
-    assert found["spearman"] == pytest.approx(1) and found["forward"] == found["top order"] == 1
-    assert found["cosines"] == sorted(found["cosines"], reverse=True) and found["rank, 1 ahead"] <= 0.6
+    results = evaluate(Told(), test, 0)  # type: ignore[arg-type]
+    assert results["spearman"] == pytest.approx(1) and results["forward"] == results["top order"] == 1
+    assert results["cosines"] == sorted(results["cosines"], reverse=True) and results["rank, 1 ahead"] <= 0.6
     nothing = evaluate(BM25(test), test, 0)  # no word is said twice
     assert nothing["forward"] == 0.5 and nothing["top order"] == pytest.approx(1 / 6)
     assert nothing["rank, 8 turns"] == pytest.approx((6 + 1) / 2 / 6)
@@ -95,8 +95,8 @@ def test_requests_are_asked_and_answered() -> None:
             asked, _, said = line.partition("=")
             word = asked.partition("(")[2].rstrip(")")
             assert said == answer and (word.upper() if asked.startswith("large") else word * 2).startswith(said)
-    alone = sample_requests(5, 1, np.random.default_rng(0), most=1)
-    assert all(bytes(a for a in row if a >= 0).count(b"\n") == 1 for row in alone.targets.tolist())
+    single = sample_requests(5, 1, np.random.default_rng(0), most=1)
+    assert all(bytes(a for a in row if a >= 0).count(b"\n") == 1 for row in single.targets.tolist())
 
 
 def lengths(restored: tuple[float, float], replay: tuple[float, float], direct: float = 0.2, bare: float = 2.0

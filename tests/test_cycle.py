@@ -47,44 +47,46 @@ from segue.tasks.list_programs import (
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 
 
-def letters(asked: str, back: str) -> Difference:
+def letters(target: str, back: str) -> Difference:
     """Letters that are missing."""
-    missing = "".join(sorted(set(asked) - set(back)))
-    return Difference(missing and f"missing {missing}", 1 - len(missing) / len(asked))
+    missing = "".join(sorted(set(target) - set(back)))
+    return Difference(missing and f"missing {missing}", 1 - len(missing) / len(target))
 
 
 def scripted(f: Scripted, **options: Any) -> CycleProgram[str, str]:
     """A cycle over a text model whose prompt is the input and all hints so far; g says what is there."""
     def forward(inputs: Sequence[str], state: Sequence[Cycled[str, str]]) -> list[str]:
-        return [reply.text for reply in f.write([" | ".join([x, *each.hints()]) for x, each in zip(inputs, state)])]
+        return [reply.text for reply in f.write([" | ".join([x, *cycle_state.hints()])
+                                                 for x, cycle_state in zip(inputs, state)])]
 
     return CycleProgram(forward, list, letters, **options)
 
 
 def test_prompts_hold_the_hints_of_the_cycles_before() -> None:
     f = Scripted(["a", "ab", "abc", "x"])
-    found = scripted(f).run(["abcd"])[0]
+    result = scripted(f).run(["abcd"])[0]
     assert f.prompts == ["abcd", "abcd | missing bcd", "abcd | missing bcd | missing cd",
                          "abcd | missing bcd | missing cd | missing d"]
-    assert found.calls == 3 * 3 + 1 and found.last == "x" and found.best == "abc"
-    assert found.hints() == ["missing bcd", "missing cd", "missing d"] and found.hints(1) == ["missing d"]
-    assert found.hints(0) == []
+    assert result.calls == 3 * 3 + 1 and result.last == "x" and result.best == "abc"
+    assert result.hints() == ["missing bcd", "missing cd", "missing d"] and result.hints(1) == ["missing d"]
+    assert result.hints(0) == []
 
 
-def test_an_exact_inverse_ends_at_once() -> None:
-    found = scripted(Scripted(lambda prompt: prompt)).run(["abc", "d"])
-    assert [each.calls for each in found] == [3, 3] and all(each.consistent and not each.hints() for each in found)
-    assert found[0].drafts[0].difference.score == 1 and found[0].last == found[0].best == "abc"
+def test_an_exact_inverse_stops_after_one_cycle() -> None:
+    results = scripted(Scripted(lambda prompt: prompt)).run(["abc", "d"])
+    assert [result.calls
+            for result in results] == [3, 3] and all(result.consistent and not result.hints() for result in results)
+    assert results[0].drafts[0].difference.score == 1 and results[0].last == results[0].best == "abc"
 
 
-def test_a_planted_error_is_mended_in_one_cycle() -> None:
+def test_a_planted_error_is_repaired_in_one_cycle() -> None:
     f = Scripted(lambda prompt: "abc" if "missing c" in prompt else "ab")
-    done, mended = scripted(f).run(["ab", "abc"])
-    assert done.calls == 3 and mended.calls == 6 and mended.last == mended.best == "abc"
+    correct, mended = scripted(f).run(["ab", "abc"])
+    assert correct.calls == 3 and mended.calls == 6 and mended.last == mended.best == "abc"
     assert [draft.answer for draft in mended.drafts] == ["ab", "abc"]
 
 
-def test_what_an_answer_carries_along_does_not_count() -> None:
+def test_copied_specifications_are_hidden_from_the_inverse() -> None:
     """f copies the specification into a comment; g would only have to read it there."""
     spec = "add one to n"
 
@@ -94,8 +96,8 @@ def test_what_an_answer_carries_along_does_not_count() -> None:
     def g(answers: Sequence[str]) -> list[str]:
         return [spec if spec in answer or "add_one" in answer else "returns its input" for answer in answers]
 
-    def diff(asked: str, back: str) -> Difference:
-        return Difference("" if asked == back else "something", float(asked == back))
+    def diff(target: str, back: str) -> Difference:
+        return Difference("" if target == back else "something", float(target == back))
 
     leaky = CycleProgram(f, g, diff, rounds=1).run([spec])[0]
     honest = CycleProgram(f, g, diff, rounds=1, bare=bare_python).run([spec])[0]
@@ -107,7 +109,7 @@ def test_what_an_answer_carries_along_does_not_count() -> None:
     assert CycleProgram(f, g, diff).run([]) == []
 
 
-def test_bare_python() -> None:
+def test_comments_and_docstrings_are_stripped() -> None:
     source = ('"""Module."""\ndef double(xs: list) -> list:\n    "Doc."\n    # note\n    total = [2 * x for x in xs]\n'
               '    return total\ndef empty():\n    """Only words."""\nresult = double([1, len("kept")])\n')
     bare = bare_python(source)
@@ -125,50 +127,50 @@ def test_bare_python() -> None:
 
 @quick
 @given(st.integers(0, 10**6))
-def test_programs_and_what_they_say(seed: int) -> None:
+def test_programs_and_specifications_round_trip(seed: int) -> None:
     random = Random(seed)
     steps = random_program(random)
-    said = specification(steps, random)
-    assert parse_clauses(said) == clauses(steps) == parse_clauses(specification(steps))
-    assert steps_of(program(steps)) == steps and set(said) <= set(WORDS) and set(program(steps)) <= set(WORDS)
-    wrong = corrupted(steps, random)
-    assert wrong != steps
-    found = difference(said, specification(wrong))
-    assert found.hint and found.score < 1 and difference(said, specification(steps)) == Difference("", 1.0)
+    words = specification(steps, random)
+    assert parse_clauses(words) == clauses(steps) == parse_clauses(specification(steps))
+    assert steps_of(program(steps)) == steps and set(words) <= set(WORDS) and set(program(steps)) <= set(WORDS)
+    corrupted_steps = corrupted(steps, random)
+    assert corrupted_steps != steps
+    result = difference(words, specification(corrupted_steps))
+    assert result.hint and result.score < 1 and difference(words, specification(steps)) == Difference("", 1.0)
 
 
-def test_programs_do_what_they_say() -> None:
+def test_programs_follow_their_specifications() -> None:
     table = [("add 2 list", [3, 4, 3]), ("mul 3 sum", 12), ("odd once list", [1]), ("above 1 len", 1),
              ("drop 1 take 1 list", [2]), ("reverse sort max", 2), ("even reverse list", [2]), ("drop 9 max", 0)]
     calls = [[words.split(), [1, 2, 1]] for words, _ in table]
-    assert [out.value for out in Sandbox().run(SOURCE, "evaluate", calls)] == [want for _, want in table]
-    wrong = [[["add"], [1]], [["sum", "add"], [1]], [[], []]]
-    assert not any(out.ok for out in Sandbox().run(SOURCE, "evaluate", wrong))
+    assert [out.value for out in Sandbox().run(SOURCE, "evaluate", calls)] == [expected for _, expected in table]
+    bad_programs = [[["add"], [1]], [["sum", "add"], [1]], [[], []]]
+    assert not any(out.ok for out in Sandbox().run(SOURCE, "evaluate", bad_programs))
     tasks = [[("add", 2), ("list", 0)]] * 3
     assert check_programs([["add", "2", "list"], ["add", "3", "list"], ["nonsense"]], tasks, 0) == [True, False, False]
-    strange = ["1st", "dance", ",", "9th", "sort", "them", ",", "last", "give", "the", "count"]
-    assert parse_clauses(strange) == [("last", ("len", 0))]
+    malformed = ["1st", "dance", ",", "9th", "sort", "them", ",", "last", "give", "the", "count"]
+    assert parse_clauses(malformed) == [("last", ("len", 0))]
     with pytest.raises(SegueError, match="'dance' is no operation"):
         steps_of(["dance"])
 
 
 @pytest.mark.parametrize("mixer", ["gru", "mamba"])
-def test_any_model_goes_round(mixer: str) -> None:
+def test_every_mixer_runs_the_cycle(mixer: str) -> None:
     torch.manual_seed(0)
     local = Local(Stack(StackConfig(CODEC.size, 16, [mixer])).eval().requires_grad_(False), CODEC)
     specs = [specification(random_program(Random(i)), Random(i)) for i in range(3)]
     state = make_cycle(local, 0).run(specs)
-    assert all(len(each.drafts) <= 3 and each.calls == 3 * len(each.drafts) + (each.answer is not None)
-               for each in state)
+    assert all(len(run.drafts) <= 3 and run.calls == 3 * len(run.drafts) + (run.answer is not None)
+               for run in state)
     for skill in skills().values():
         prompt, answer = skill(Random(1))
         assert CODEC.unk not in CODEC.encode([*prompt, *answer]).tolist()
 
 
-def shares(plain: float, cycle: float, shuffled: float, likely: float, little: float, much: float,
+def shares(baseline: float, cycle: float, shuffled: float, likely: float, low_noise: float, high_noise: float,
            harm: float = 0.01) -> list[Row]:
-    values = {PLAIN: plain, CYCLE: cycle, SHUFFLED: shuffled, ALONE: plain, TOLD_APART: plain, CONSISTENT: 0.9,
-              LIKELY: likely, "cycle, 20% noise": little, "cycle, 50% noise": much}
+    values = {PLAIN: baseline, CYCLE: cycle, SHUFFLED: shuffled, ALONE: baseline, TOLD_APART: baseline, CONSISTENT: 0.9,
+              LIKELY: likely, "cycle, 20% noise": low_noise, "cycle, 50% noise": high_noise}
     return [{"arm": arm, "pass@1": value, "right to wrong": harm} for arm, value in values.items()]
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weights import amplify
 
 from segue.decoding import Cost, Sampling, generate, stream
 from segue.decoding.accept import rejection_sampling, typical, walk
@@ -55,9 +56,7 @@ WAYS: dict[str, dict[str, object]] = {
 def stack(name: str, vocabulary: int = 13, dtype: torch.dtype = torch.float64, seed: int = 0) -> Stack:
     torch.manual_seed(seed)
     model = Stack(StackConfig(vocabulary, 16, STACKS[name])).to(dtype)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 2.5  # far from uniform scores, so that there is something to draft
+    amplify(model, 2.5)
     return model
 
 
@@ -66,38 +65,39 @@ def prompts_for(seed: int, vocabulary: int = 13, count: int = 4, shortest: int =
     return [random.integers(0, vocabulary, length).tolist() for length in random.integers(shortest, 12, count)]
 
 
-def drafters(truth: list[list[int]], seed: int, vocabulary: int = 13) -> list[object]:
+def drafters(answers: list[list[int]], seed: int, vocabulary: int = 13) -> list[object]:
     hostile = TrieDraft(nodes=12, branch=3)  # a trie full of things that were never said, and of answers cut to pieces
     random = np.random.default_rng(seed)
     hostile.warm([random.integers(0, vocabulary, 30).tolist() for _ in range(20)])
-    hostile.warm([said[start : start + 3] for said in truth for start in range(0, len(said), 2) if said[start:]])
+    hostile.warm([tokens[start : start + 3] for tokens in answers for start in range(0, len(tokens), 2)
+                  if tokens[start:]])
     return [TrieDraft(mode="hier"), TrieDraft(mode="par", nodes=16), TrieDraft(mode="one"), PromptLookup(ngram=2),
-            DRAFTERS["both"](None), hostile, WildDraft(vocabulary, seed), WildDraft(vocabulary, seed, truth=truth)]
+            DRAFTERS["both"](None), hostile, WildDraft(vocabulary, seed), WildDraft(vocabulary, seed, truth=answers)]
 
 
-def compare(model: Stack, way: dict[str, object], seed: int, n: int = 40) -> tuple[int, int]:
+def compare(model: Stack, options: dict[str, object], seed: int, n: int = 40) -> tuple[int, int]:
     """Tokens emitted with drafts, and near-ties met; a real difference fails."""
     prompts, emitted, ties = prompts_for(seed), 0, 0
-    plain = generate(model, prompts, n, seed=seed, eos=0, **way)  # type: ignore[arg-type]
-    truth = [answer.tokens for answer in plain]
-    for drafter in drafters(truth, seed):
-        drafted = generate(model, prompts, n, draft=drafter, seed=seed, eos=0, adaptive=False, **way)  # type: ignore[arg-type]
-        for prompt, one, two in zip(prompts, plain, drafted):
-            emitted += two.produced
-            assert two.passes <= two.produced
-            if (one.tokens, one.finish) != (two.tokens, two.finish):
+    reference = generate(model, prompts, n, seed=seed, eos=0, **options)  # type: ignore[arg-type]
+    tokens = [answer.tokens for answer in reference]
+    for drafter in drafters(tokens, seed):
+        drafted = generate(model, prompts, n, draft=drafter, seed=seed, eos=0, adaptive=False, **options)  # type: ignore[arg-type]
+        for prompt, expected, actual in zip(prompts, reference, drafted):
+            emitted += actual.produced
+            assert actual.passes <= actual.produced
+            if (expected.tokens, expected.finish) != (actual.tokens, actual.finish):
                 ties += 1
-                assert near_tie(model, prompt, one.tokens, two.tokens), (way, seed, type(drafter).__name__)
+                assert near_tie(model, prompt, expected.tokens, actual.tokens), (options, seed, type(drafter).__name__)
     return emitted, ties
 
 
-def near_tie(model: Stack, prompt: list[int], one: list[int], two: list[int]) -> bool:
+def near_tie(model: Stack, prompt: list[int], expected: list[int], actual: list[int]) -> bool:
     """In float32 only: where the texts part, the two tokens' scores must be within rounding (greedy)."""
     if model.embedding.weight.dtype == torch.float64:
         return False
-    place = next(i for i, pair in enumerate(zip([*one, 0], [*two, 0])) if pair[0] != pair[1])
+    position = next(i for i, pair in enumerate(zip([*expected, 0], [*actual, 0])) if pair[0] != pair[1])
     with torch.no_grad():
-        scores = model(torch.tensor([prompt + one[:place]])).logits[0, -1]
+        scores = model(torch.tensor([prompt + expected[:position]])).logits[0, -1]
     best = scores.topk(2).values
     return float(best[0] - best[1]) < 1e-4
 
@@ -106,8 +106,8 @@ def near_tie(model: Stack, prompt: list[int], one: list[int], two: list[int]) ->
 def test_drafts_change_no_token(name: str) -> None:
     """Every mixer, ragged prompts and acceptance, greedy and sampled, with processors: zero mismatches in float64."""
     emitted = 0
-    for seed, way in enumerate(WAYS.values()):
-        tokens, ties = compare(stack(name, seed=seed), way, seed, 25)
+    for seed, options in enumerate(WAYS.values()):
+        tokens, ties = compare(stack(name, seed=seed), options, seed, 25)
         assert ties == 0
         emitted += tokens
     assert emitted > 500
@@ -124,91 +124,91 @@ def test_drafts_in_float32_differ_only_at_near_ties() -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10_000), vocabulary=st.integers(2, 9), sharpness=st.floats(0.1, 5))
-def test_any_tree_on_any_table(seed: int, vocabulary: int, sharpness: float) -> None:
+def test_drafts_of_any_tree_change_no_token(seed: int, vocabulary: int, sharpness: float) -> None:
     model = TableModel(vocabulary, seed, sharpness)
     prompts = prompts_for(seed, vocabulary, 3)
-    for way in ({}, {"decoder": "sample", "repetition_penalty": 1.1}):
-        plain = generate(model, prompts, 50, seed=seed, eos=1, **way)  # type: ignore[arg-type]
-        truth = [answer.tokens for answer in plain]
-        for drafter in drafters(truth, seed, vocabulary):
-            drafted = generate(model, prompts, 50, draft=drafter, seed=seed, eos=1, **way)  # type: ignore[arg-type]
-            assert [answer.tokens for answer in drafted] == truth
+    for options in ({}, {"decoder": "sample", "repetition_penalty": 1.1}):
+        reference = generate(model, prompts, 50, seed=seed, eos=1, **options)  # type: ignore[arg-type]
+        expected = [answer.tokens for answer in reference]
+        for drafter in drafters(expected, seed, vocabulary):
+            drafted = generate(model, prompts, 50, draft=drafter, seed=seed, eos=1, **options)  # type: ignore[arg-type]
+            assert [answer.tokens for answer in drafted] == expected
             assert all(answer.accepted <= answer.drafted for answer in drafted)
 
 
 @pytest.mark.parametrize("name", ["attention", "mixed"])
-def test_a_row_is_the_same_alone_and_in_a_batch(name: str) -> None:
+def test_a_row_decodes_alike_alone_and_in_a_batch(name: str) -> None:
     model, prompts = stack(name), prompts_for(3, count=5)
     seeds = [11, 12, 13, 14, 15]
     together = generate(model, prompts, 30, "sample", "trie", seed=seeds, eos=0, batch=3, temperature=1.2)
-    alone = [generate(model, [prompt], 30, "sample", seed=seed, eos=0, temperature=1.2)[0]
-             for prompt, seed in zip(prompts, seeds)]
-    assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
+    singles = [generate(model, [prompt], 30, "sample", seed=seed, eos=0, temperature=1.2)[0]
+               for prompt, seed in zip(prompts, seeds)]
+    assert [answer.tokens for answer in together] == [answer.tokens for answer in singles]
     one_seed = generate(model, prompts[:1], 30, "sample", seed=11, eos=0, temperature=1.2)[0]
-    assert one_seed.tokens == alone[0].tokens
+    assert one_seed.tokens == singles[0].tokens
 
 
-def test_in_two_goes_as_in_one() -> None:
+def test_decoding_in_two_calls_equals_one() -> None:
     model = TableModel(9)
-    whole = generate(model, [[1, 2]], 40, "sample", seed=5)[0].tokens
+    expected = generate(model, [[1, 2]], 40, "sample", seed=5)[0].tokens
     first = generate(model, [[1, 2]], 15, "sample", seed=5)[0].tokens
-    assert first + generate(model, [[1, 2, *first]], 25, "sample", seed=5)[0].tokens == whole
+    assert first + generate(model, [[1, 2, *first]], 25, "sample", seed=5)[0].tokens == expected
 
 
-def test_a_shared_prompt_is_run_once_and_rows_differ() -> None:
+def test_a_repeated_prompt_is_read_once_and_samples_differ() -> None:
     model = stack("mixed")
     answers = generate(model, [[1, 2, 3]] * 6, 20, "sample", seed=1)
     assert len({tuple(answer.tokens) for answer in answers}) > 1
-    again = generate(model, [[4, 5], *[[1, 2, 3]] * 5], 20, "sample", seed=1)
-    assert [a.tokens for a in again[1:]] == [a.tokens for a in answers[1:]]
+    repeated = generate(model, [[4, 5], *[[1, 2, 3]] * 5], 20, "sample", seed=1)
+    assert [a.tokens for a in repeated[1:]] == [a.tokens for a in answers[1:]]
 
 
-def test_long_prompts_run_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_read_in_pieces_change_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts = stack("mixed"), [list(range(13)) * 3, [5], [7] * 14]
-    whole = generate(model, prompts, 10)
+    expected = generate(model, prompts, 10)
     monkeypatch.setattr(sys.modules["segue.decoding.loop"], "PREFILL_TOKENS", 7)
-    assert [a.tokens for a in generate(model, prompts, 10)] == [a.tokens for a in whole]
+    assert [a.tokens for a in generate(model, prompts, 10)] == [a.tokens for a in expected]
 
 
 def test_log_probabilities_are_the_models_own() -> None:
     model = TableModel(9)
-    for way in ({}, {"decoder": "sample", "top_k": 3, "draft": "trie"}):
-        answer = generate(model, [[1, 2]], 30, logprobs=True, seed=2, **way)[0]  # type: ignore[arg-type]
+    for options in ({}, {"decoder": "sample", "top_k": 3, "draft": "trie"}):
+        answer = generate(model, [[1, 2]], 30, logprobs=True, seed=2, **options)[0]  # type: ignore[arg-type]
         rows = model.answer([1, 2], answer.tokens)
         assert answer.logprobs == pytest.approx([row[token] for row, token in zip(rows, answer.tokens)])
 
 
-def test_stop_tokens_limits_and_conditions() -> None:
+def test_stop_tokens_limits_and_conditions_end_answers() -> None:
     model = TableModel(6, seed=4, sharpness=0.5)
     prompts = [[1], [2], [3], [4]]
     free = generate(model, prompts, 50, "sample", seed=1)
     stopped = generate(model, prompts, 50, "sample", "trie", seed=1, eos=[0, 5])
-    for one, two in zip(free, stopped):
-        end = next(i for i, token in enumerate(one.tokens) if token in (0, 5))
-        assert two.tokens == one.tokens[:end] and two.finish == "stop" and two.produced == end + 1
+    for unstopped, actual in zip(free, stopped):
+        end = next(i for i, token in enumerate(unstopped.tokens) if token in (0, 5))
+        assert actual.tokens == unstopped.tokens[:end] and actual.finish == "stop" and actual.produced == end + 1
     ragged = generate(model, prompts, [1, 7, 3, 50], "sample", "trie", seed=1)
     assert [a.tokens for a in ragged] == [a.tokens[:n] for a, n in zip(free, [1, 7, 3, 50])]
-    until = generate(model, prompts, 50, "sample", "trie", seed=1, until=lambda said: said[-2:] == said[-4:-2])
-    for one, two in zip(free, until):
-        assert one.tokens[: len(two.tokens)] == two.tokens
-        if two.finish == "until":
-            assert two.tokens[-2:] == two.tokens[-4:-2]
+    until = generate(model, prompts, 50, "sample", "trie", seed=1, until=lambda tokens: tokens[-2:] == tokens[-4:-2])
+    for unstopped, actual in zip(free, until):
+        assert unstopped.tokens[: len(actual.tokens)] == actual.tokens
+        if actual.finish == "until":
+            assert actual.tokens[-2:] == actual.tokens[-4:-2]
 
 
-def test_a_stream_tells_what_generate_gives() -> None:
+def test_streamed_tokens_equal_generated_ones() -> None:
     model = TableModel(9, sharpness=1)
     prompts = [[1], [2, 3], [4]]
-    whole = generate(model, prompts, 40, "sample", seed=3, eos=0, logprobs=True)
-    told: dict[int, list[int]] = {0: [], 1: [], 2: []}
-    chances: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    generated = generate(model, prompts, 40, "sample", seed=3, eos=0, logprobs=True)
+    streamed: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    logprobs: dict[int, list[float]] = {0: [], 1: [], 2: []}
     for piece in stream(model, prompts, 40, "sample", "trie", seed=3, eos=0, logprobs=True):
-        told[piece.index] += piece.tokens
-        chances[piece.index] += piece.logprobs or []
-    assert [told[i] for i in range(3)] == [answer.tokens for answer in whole]
-    assert [chances[i] for i in range(3)] == [answer.logprobs for answer in whole]
+        streamed[piece.index] += piece.tokens
+        logprobs[piece.index] += piece.logprobs or []
+    assert [streamed[i] for i in range(3)] == [answer.tokens for answer in generated]
+    assert [logprobs[i] for i in range(3)] == [answer.logprobs for answer in generated]
 
 
-def test_an_endless_stream_keeps_memory_flat(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_stream_has_constant_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("sampling", "loop"):
         monkeypatch.setattr(sys.modules[f"segue.decoding.{module}"], "PREFIX_WINDOW", 200)
     drafter = TrieDraft(nodes=8, branch=4)
@@ -230,7 +230,7 @@ def test_an_endless_stream_keeps_memory_flat(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gru", "mamba", "gla"])
-def test_a_hundred_thousand_tokens_in_flat_memory(name: str) -> None:
+def test_a_hundred_thousand_tokens_have_constant_memory(name: str) -> None:
     """A recurrent stack with a trie and a repetition penalty, streamed: the last half allocates nothing that stays."""
     pieces = stream(stack(name, dtype=torch.float32), [[1]], None, "sample", TrieDraft(nodes=8, branch=4), seed=1,
                     repetition_penalty=1.05)
@@ -246,7 +246,7 @@ def test_a_hundred_thousand_tokens_in_flat_memory(name: str) -> None:
     assert sizes[3] - sizes[1] < 3_000_000, sizes  # the window of 65,536 tokens is still filling
 
 
-def test_the_training_mode_comes_back() -> None:
+def test_generate_restores_the_training_mode() -> None:
     model = stack("attention").train()
     generate(model, [[1]], 3)
     assert model.training
@@ -255,23 +255,23 @@ def test_the_training_mode_comes_back() -> None:
 # Sampling
 
 
-def test_noise_belongs_to_its_place() -> None:
-    one, two = Noise(7, 3), Noise(7, 3)
-    forward = [one.at(position) for position in range(600)]
-    assert [two.at(position) for position in reversed(range(600))] == forward[::-1]
+def test_noise_depends_on_seed_and_position_only() -> None:
+    noise, backward = Noise(7, 3), Noise(7, 3)
+    forward = [noise.at(position) for position in range(600)]
+    assert [backward.at(position) for position in reversed(range(600))] == forward[::-1]
     assert len(set(forward)) == 600 and 0 <= min(forward) < 0.02 and 0.98 < max(forward) < 1
     assert Noise(8, 3).at(0) != Noise(7, 4).at(0) != forward[0] != Noise(7, 3, 1).at(0)
 
 
-def transformers_scores(scores: np.ndarray, said: list[int], **options: float) -> np.ndarray:
+def transformers_scores(scores: np.ndarray, tokens: list[int], **options: float) -> np.ndarray:
     transformers = pytest.importorskip("transformers")
-    made = {"repetition_penalty": transformers.RepetitionPenaltyLogitsProcessor,
-            "temperature": transformers.TemperatureLogitsWarper, "top_k": transformers.TopKLogitsWarper,
-            "top_p": transformers.TopPLogitsWarper, "min_p": transformers.MinPLogitsWarper}
+    makers = {"repetition_penalty": transformers.RepetitionPenaltyLogitsProcessor,
+              "temperature": transformers.TemperatureLogitsWarper, "top_k": transformers.TopKLogitsWarper,
+              "top_p": transformers.TopPLogitsWarper, "min_p": transformers.MinPLogitsWarper}
     x = torch.tensor(scores)[None]
-    for name, make in made.items():
+    for name, make in makers.items():
         if name in options:
-            x = make(options[name])(torch.tensor([said]), x)
+            x = make(options[name])(torch.tensor([tokens]), x)
     return x[0].numpy()
 
 
@@ -280,15 +280,15 @@ def transformers_scores(scores: np.ndarray, said: list[int], **options: float) -
 def test_processors_agree_with_transformers(seed: int, vocabulary: int) -> None:
     random = np.random.default_rng(seed)
     scores = random.normal(0, 3, vocabulary)
-    said = random.integers(0, vocabulary, 6).tolist()
+    tokens = random.integers(0, vocabulary, 6).tolist()
     for options in ({"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.8}, {"top_p": 0.999}, {"min_p": 0.1},
                     {"repetition_penalty": 1.3},
                     {"repetition_penalty": 1.2, "temperature": 1.4, "top_k": 10, "top_p": 0.6, "min_p": 0.01}):
-        ours = Sampling(True, **options).warp(scores.copy(), Prefix(said, vocabulary))
-        np.testing.assert_allclose(ours, transformers_scores(scores.copy(), said, **options))
+        actual = Sampling(True, **options).warp(scores.copy(), Prefix(tokens, vocabulary))
+        np.testing.assert_allclose(actual, transformers_scores(scores.copy(), tokens, **options))
 
 
-def test_processors_at_their_edges() -> None:
+def test_processors_at_extreme_options() -> None:
     scores = np.array([1.0, 3.0, 2.0, 3.0])
     assert np.isfinite(top_k(scores, 1)).sum() == 2  # a tie
     assert np.isfinite(top_p(scores, 1e-9)).sum() == 1
@@ -297,12 +297,12 @@ def test_processors_at_their_edges() -> None:
     for cold in (1e-320, 1e-12, 1e-9, 1e-6):
         assert Sampling(True, temperature=cold).choose(scores[:3], Prefix([0], 3), 0.9) == 1
     prefix = Prefix([1, 1, 2], 4)
-    twin = prefix.copy()
-    twin.append(3)
-    assert prefix.seen.tolist() == [False, True, True, False] and twin.seen.tolist() == [False, True, True, True]
+    copied = prefix.copy()
+    copied.append(3)
+    assert prefix.seen.tolist() == [False, True, True, False] and copied.seen.tolist() == [False, True, True, True]
 
 
-def test_a_processor_sees_the_path_and_may_rule_out() -> None:
+def test_a_processor_sees_the_drafted_path_and_may_mask_tokens() -> None:
     model = TableModel(7)
 
     def no_repeat(scores: np.ndarray, prefix: Prefix) -> np.ndarray:
@@ -311,15 +311,16 @@ def test_a_processor_sees_the_path_and_may_rule_out() -> None:
         scores[prefix.tokens[-1]] = -np.inf
         return scores
 
-    plain = generate(model, [[1, 2]], 60, "sample", processors=(no_repeat,), seed=4)[0].tokens
-    assert all(a != b for a, b in zip(plain, plain[1:]))
-    drafted = generate(model, [[1, 2]], 60, "sample", WildDraft(7, truth=[plain]), processors=(no_repeat,), seed=4)[0]
-    assert drafted.tokens == plain and drafted.accepted > 0
+    undrafted = generate(model, [[1, 2]], 60, "sample", processors=(no_repeat,), seed=4)[0].tokens
+    assert all(a != b for a, b in zip(undrafted, undrafted[1:]))
+    drafted = generate(model, [[1, 2]], 60, "sample", WildDraft(7, truth=[undrafted]),
+                       processors=(no_repeat,), seed=4)[0]
+    assert drafted.tokens == undrafted and drafted.accepted > 0
     with pytest.raises(SegueError, match="ruled out"):
         generate(model, [[1]], 3, processors=(lambda scores, prefix: scores - np.inf,))
 
 
-@pytest.mark.parametrize("mistake, says", [
+@pytest.mark.parametrize("mistake, message", [
     (lambda model: generate(model, [[]], 3), "prompt 0 is empty|prompt 1 is empty"),
     (lambda model: generate(model, [[99]], 3), "outside the model's vocabulary of 7"),
     (lambda model: generate(model, [1, 2], 3), "in brackets"),  # type: ignore[list-item]
@@ -337,10 +338,10 @@ def test_a_processor_sees_the_path_and_may_rule_out() -> None:
     (lambda model: next(stream(model, [[1]], 3, "beam")), "cannot stream"),
     (lambda model: TrieDraft(mode="tree"), "mode 'tree'"),  # type: ignore[arg-type]
 ])
-def test_mistakes_are_told_in_one_line(mistake, says) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(SegueError, match=says) as told:
+def test_mistakes_give_errors_of_one_line(mistake, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SegueError, match=message) as error:
         mistake(TableModel(7))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 # The trie
@@ -348,7 +349,7 @@ def test_mistakes_are_told_in_one_line(mistake, says) -> None:  # type: ignore[n
 
 @settings(max_examples=30, deadline=None)
 @given(tokens=st.lists(st.integers(0, 3), min_size=1, max_size=60), depth=st.integers(1, 6))
-def test_counts_are_those_of_brute_force(tokens: list[int], depth: int) -> None:
+def test_trie_counts_equal_brute_force(tokens: list[int], depth: int) -> None:
     trie = Trie(depth)
     trie.insert(tokens, 0, len(tokens))
     grams = Counter(tuple(tokens[i : i + n]) for n in range(1, depth + 1) for i in range(len(tokens) - n + 1))
@@ -358,7 +359,7 @@ def test_counts_are_those_of_brute_force(tokens: list[int], depth: int) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(tokens=st.lists(st.integers(0, 3), min_size=1, max_size=80), cuts=st.lists(st.integers(1, 9), max_size=20))
-def test_streamed_answers_count_as_whole_ones(tokens: list[int], cuts: list[int]) -> None:
+def test_trie_counts_of_streamed_answers_equal_whole_ones(tokens: list[int], cuts: list[int]) -> None:
     streamed, whole = TrieDraft(branch=3), TrieDraft(branch=3)
     start = 0
     for cut in [*cuts, len(tokens)]:
@@ -373,7 +374,7 @@ def test_streamed_answers_count_as_whole_ones(tokens: list[int], cuts: list[int]
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), nodes=st.integers(1, 20), branch=st.integers(1, 5))
-def test_retrieval_takes_the_most_frequent(seed: int, nodes: int, branch: int) -> None:
+def test_retrieval_drafts_the_most_frequent_nodes(seed: int, nodes: int, branch: int) -> None:
     """From the prompt alone: the drafted nodes are the best S of all by count, for the query that was used."""
     random = np.random.default_rng(seed)
     tokens = random.integers(0, 4, 60).tolist()
@@ -389,7 +390,7 @@ def test_retrieval_takes_the_most_frequent(seed: int, nodes: int, branch: int) -
     assert sorted((below[path] for path in paths), reverse=True) == sorted(below.values(), reverse=True)[: len(paths)]
 
 
-def test_prompt_outranks_answers_which_break_ties() -> None:
+def test_prompt_counts_outrank_those_of_answers() -> None:
     drafter = TrieDraft(nodes=2, branch=1, query=1)
     drafter.warm([[1, 5]] * 9 + [[1, 3]] * 2 + [[1, 4]])
     drafter.observe(0, [1, 4, 1, 3, 1], prompt=True)
@@ -401,31 +402,31 @@ def test_prompt_outranks_answers_which_break_ties() -> None:
     assert drafter.propose([Tip(1, 1, 9)])[0].tokens == [5]
 
 
-def test_modes_sources_and_stop_words() -> None:
-    said = [1, 2, 3, 1, 2, 4, 1, 2, 3, 9, 1, 2]
-    made = {mode: TrieDraft(mode=mode, branch=2, nodes=9) for mode in ("hier", "par", "one")}  # type: ignore[arg-type]
-    for drafter in made.values():
-        drafter.observe(0, said, prompt=True)
-    trees = {mode: drafter.propose([Tip(0, 9, 9)])[0] for mode, drafter in made.items()}
+def test_trie_modes_sources_and_stop_words() -> None:
+    tokens = [1, 2, 3, 1, 2, 4, 1, 2, 3, 9, 1, 2]
+    drafters_by_mode = {mode: TrieDraft(mode=mode, branch=2, nodes=9) for mode in ("hier", "par", "one")}  # type: ignore[arg-type]
+    for drafter in drafters_by_mode.values():
+        drafter.observe(0, tokens, prompt=True)
+    trees = {mode: drafter.propose([Tip(0, 9, 9)])[0] for mode, drafter in drafters_by_mode.items()}
     assert trees["one"].tokens == [3, 1] and trees["one"].is_chain
     branches = {mode: sorted(tuple(tree.tokens[i] for i in tree.path(end)) for end in range(len(tree))
                              if end not in tree.parents) for mode, tree in trees.items()}
     assert branches["hier"] == branches["par"] == [(3, 1), (3, 9), (4, 1)]
     assert len(trees["hier"]) == 5 and len(trees["par"]) == 6
-    for source, known in (("input", True), ("output", False), ("mix", True)):
+    for source, is_known in (("input", True), ("output", False), ("mix", True)):
         drafter = TrieDraft(source=source, branch=2)  # type: ignore[arg-type]
-        drafter.observe(0, said, prompt=True)
-        assert bool(len(drafter.propose([Tip(0, 9, 9)])[0])) == known
+        drafter.observe(0, tokens, prompt=True)
+        assert bool(len(drafter.propose([Tip(0, 9, 9)])[0])) == is_known
     short = TrieDraft(branch=3)  # what followed both tokens is too short: what followed the last one is looked up too
     short.warm([[1, 2, 7]])
     short.observe(0, [2, 3, 4, 5, 1, 2], prompt=True)
     assert set(short.propose([Tip(0, 9, 9)])[0].tokens) >= {3, 4, 5}
     common = TrieDraft(stop_words=[2], query=1)
-    common.observe(0, said, prompt=True)
+    common.observe(0, tokens, prompt=True)
     assert common.propose([Tip(0, 9, 9)])[0] is NO_DRAFT
 
 
-def test_a_walk_goes_down_every_branch_that_begins_as_the_answer() -> None:
+def test_walk_accepts_the_longest_matching_branch() -> None:
     class Script:
         """Says 1, 2, 3, 4 ... wherever it stands."""
 
@@ -440,13 +441,13 @@ def test_a_walk_goes_down_every_branch_that_begins_as_the_answer() -> None:
             return False
 
     row = Script()
-    beside = Tree([1, 9, 1, 2, 9, 1, 2, 3], [-1, 0, -1, 2, 3, -1, 5, 6])  # side by side, each a step nearer
-    assert walk(beside, row) == 7 and row.said == [1, 2, 3, 4]  # type: ignore[arg-type]
+    side_by_side = Tree([1, 9, 1, 2, 9, 1, 2, 3], [-1, 0, -1, 2, 3, -1, 5, 6])  # side by side, each a step nearer
+    assert walk(side_by_side, row) == 7 and row.said == [1, 2, 3, 4]  # type: ignore[arg-type]
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), mode=st.sampled_from(["hier", "par", "one"]))
-def test_the_mask_is_the_closure_of_the_parents(seed: int, mode: str) -> None:
+def test_tree_mask_is_the_closure_of_the_parents(seed: int, mode: str) -> None:
     """A drafted node sees itself, its ancestors and the confirmed token, at the position that its depth says."""
     drafter = TrieDraft(mode=mode, branch=4)  # type: ignore[arg-type]
     drafter.observe(0, np.random.default_rng(seed).integers(0, 3, 40).tolist(), prompt=True)
@@ -461,7 +462,7 @@ def test_the_mask_is_the_closure_of_the_parents(seed: int, mode: str) -> None:
     assert layout.positions[0].tolist() == [17, *[17 + depth for depth in tree.node_depths()]]
 
 
-def test_squeezing_keeps_what_is_said_often() -> None:
+def test_trie_squeeze_keeps_frequent_nodes() -> None:
     random = np.random.default_rng(0)
     trie = Trie(4, max_nodes=200, capacity=2000)
     for _ in range(300):
@@ -480,7 +481,7 @@ def test_squeezing_keeps_what_is_said_often() -> None:
     assert counted == len(trie)
 
 
-def test_lookup_copies_and_repeats() -> None:
+def test_prompt_lookup_copies_and_repeats() -> None:
     drafter = PromptLookup(ngram=2, length=6)
     drafter.observe(0, [1, 2, 3, 4, 5, 1, 2], prompt=True)
     assert drafter.propose([Tip(0, 64, 4)])[0].tokens == [3, 4, 5, 1]
@@ -490,17 +491,17 @@ def test_lookup_copies_and_repeats() -> None:
     assert drafter.propose([Tip(2, 64, 64)])[0] is NO_DRAFT
 
 
-def test_drafts_together_are_one_tree() -> None:
-    one, two = Tree([1, 2, 3, 4], [-1, 0, 0, -1]), Tree([1, 3, 5], [-1, 0, 1])
-    merged = merge_trees([one, two], 9)
+def test_merged_drafts_are_one_tree() -> None:
+    first, second = Tree([1, 2, 3, 4], [-1, 0, 0, -1]), Tree([1, 3, 5], [-1, 0, 1])
+    merged = merge_trees([first, second], 9)
     assert merged.tokens == [1, 2, 3, 4, 5] and merged.parents == [-1, 0, 0, -1, 2]
-    assert merge_trees([one, two], 4) == one and merge_trees([], 3) is NO_DRAFT
-    assert merge_trees([NO_DRAFT, two], 9) is two
-    cut = merge_trees([two, one], 4)
+    assert merge_trees([first, second], 4) == first and merge_trees([], 3) is NO_DRAFT
+    assert merge_trees([NO_DRAFT, second], 9) is second
+    cut = merge_trees([second, first], 4)
     assert cut.tokens == [1, 3, 5, 2] and cut.parents == [-1, 0, 1, 0]
 
 
-def test_drafts_save_passes() -> None:
+def test_drafts_save_passes_on_repetitive_text() -> None:
     """On text that repeats itself; and never more passes than tokens on text that does not."""
     repeating = TableModel(5, seed=1, sharpness=9)
     for name in ("trie", "lookup"):
@@ -522,7 +523,7 @@ def run_cost(cost: Cost, passes: int, plain: float, per_node: float, won: float)
     return used
 
 
-def test_drafting_is_switched_off_where_it_does_not_pay_and_on_again() -> None:
+def test_cost_model_switches_drafting_off_and_on_again() -> None:
     cost = Cost()
     used = run_cost(cost, 600, 1e-3, 0.1, 0.5)  # eight times the time for half a token more
     assert used[0] > 540, used
@@ -532,12 +533,12 @@ def test_drafting_is_switched_off_where_it_does_not_pay_and_on_again() -> None:
     assert used[0] > 2500, used
 
 
-def test_the_cost_model_finds_the_middle() -> None:
+def test_the_cost_model_finds_the_best_draft_size() -> None:
     used = run_cost(Cost(), 1000, 1e-3, 0.03, 3.0)  # 64 nodes: 2.9 times for 4; 16 nodes: 1.5 times for 2.5
     assert used.most_common(1)[0][0] == 16 and used[16] > 800, used
 
 
-def test_a_short_answer_is_not_spent_on_trials() -> None:
+def test_cost_model_trials_are_cheap_in_a_short_answer() -> None:
     """Where drafts are dear and win nothing, a hundred tokens cost little more than without a cost model."""
     cost, spent = Cost(), 0.0
     for _ in range(100):
@@ -547,13 +548,13 @@ def test_a_short_answer_is_not_spent_on_trials() -> None:
     assert spent < 120
 
 
-def test_what_is_thought_the_best_runs_first() -> None:
+def test_cost_model_first_runs_its_best_guess() -> None:
     assert run_cost(Cost((0, 16, 64), 64), 16, 1e-3, 0.005, 3.0) == {64: 16}  # a short answer without any trial
     used = run_cost(Cost((0, 16, 64), 64), 600, 1e-3, 0.1, 0.5)  # it was not the best
     assert used[0] > 500, used
 
 
-def test_passes_without_an_idea_do_not_switch_drafting_off() -> None:
+def test_passes_without_a_draft_do_not_switch_drafting_off() -> None:
     cost, drafted = Cost(), 0
     for turn in range(400):
         size = cost.budget() if turn % 4 == 0 else min(cost.budget(), 0)
@@ -562,7 +563,7 @@ def test_passes_without_an_idea_do_not_switch_drafting_off() -> None:
     assert drafted > 85
 
 
-def test_the_answer_reports_cost() -> None:
+def test_answers_report_cost_seconds_and_passes() -> None:
     answer = generate(TableModel(5, sharpness=9), [[1, 2]], 60, draft="trie")[0]
     assert answer.cost is not None and answer.cost["forward_ms"] and answer.cost["sizes"]
     assert "a pass" in answer.note and answer.path in answer.note
@@ -576,44 +577,44 @@ def test_the_answer_reports_cost() -> None:
 
 
 @pytest.mark.parametrize("codec", ["byte", "letters", "items"])
-def test_objects_go_in_and_come_out(codec: str) -> None:
+def test_continued_objects_round_trip_through_codecs(codec: str) -> None:
     items = ItemCodec([*(f"i{n}" for n in range(11)), "sold out"])
-    made = {"byte": ByteCodec(), "letters": LetterCodec("ACGT"), "items": items}[codec]
+    chosen = {"byte": ByteCodec(), "letters": LetterCodec("ACGT"), "items": items}[codec]
     primes = {"byte": [b"ab", b"", None], "letters": ["ACG", "T", ""], "items": [["i1", "i2"], [], ["i3"]]}[codec]
-    model = TableModel(made.size, sharpness=1.0)
-    plain = continue_objects(model, made, primes, 200, "sample", seed=2)
-    for prime, answer in zip(primes, plain):
-        assert made.decode(answer.tokens) == answer.value
-        assert answer.whole == (prime if prime else made.decode([])) + answer.value
+    model = TableModel(chosen.size, sharpness=1.0)
+    uncut = continue_objects(model, chosen, primes, 200, "sample", seed=2)
+    for prime, answer in zip(primes, uncut):
+        assert chosen.decode(answer.tokens) == answer.value
+        assert answer.whole == (prime if prime else chosen.decode([])) + answer.value
         assert "".join(answer.pieces) == answer.text or codec != "letters"
     # Stops: a two-unit piece of the first answer (for items, one item).
-    place = len(plain[0].value) // 2
-    stop = plain[0].value[place] if codec == "items" else plain[0].value[place : place + 2]
-    cut = continue_objects(model, made, primes, 200, "sample", "trie", seed=2, stop=[stop])
+    place = len(uncut[0].value) // 2
+    stop = uncut[0].value[place] if codec == "items" else uncut[0].value[place : place + 2]
+    cut = continue_objects(model, chosen, primes, 200, "sample", "trie", seed=2, stop=[stop])
     parts: list[list[object]] = [[], [], []]
     text = ["", "", ""]
-    for delta in stream_objects(model, made, primes, 200, "sample", "trie", seed=2, stop=[stop]):
+    for delta in stream_objects(model, chosen, primes, 200, "sample", "trie", seed=2, stop=[stop]):
         parts[delta.index].append(delta.value)
         text[delta.index] += delta.text
-    for one, two, told in zip(plain, cut, parts):
-        end = one.value.index(stop) if stop in one.value else len(one.value)
-        assert two.value == one.value[:end]
-        whole = made.decode([])
-        for part in told:
-            whole = whole + part
-        assert whole == two.value
+    for full, stopped, streamed in zip(uncut, cut, parts):
+        end = full.value.index(stop) if stop in full.value else len(full.value)
+        assert stopped.value == full.value[:end]
+        joined = chosen.decode([])
+        for part in streamed:
+            joined = joined + part
+        assert joined == stopped.value
     assert text == [answer.text for answer in cut]
-    for one in plain if codec == "items" else []:
-        assert one.text.split(" → ") == (one.value or [""]), "items with blanks in them do not run together"
+    for full in uncut if codec == "items" else []:
+        assert full.text.split(" → ") == (full.value or [""]), "items with blanks in them do not run together"
 
 
-def test_a_stop_is_seen_through_tokens_that_say_nothing() -> None:
+def test_stops_match_across_tokens_without_text() -> None:
     codec = ByteCodec()
     a, b, end = ord("a"), ord("b"), codec.eos
     assert end is not None
-    for said in ([a, b], [b, b, a, end, b], [b, a, end, end, end, b]):
+    for tokens in ([a, b], [b, b, a, end, b], [b, a, end, end, end, b]):
         stops = Stops(["ab"], codec)
-        assert [stops.reached(said[:n]) for n in range(1, len(said) + 1)] == [False] * (len(said) - 1) + [True]
+        assert [stops.reached(tokens[:n]) for n in range(1, len(tokens) + 1)] == [False] * (len(tokens) - 1) + [True]
 
 
 def test_a_continued_record_keeps_its_name(tmp_path: Path) -> None:
@@ -622,60 +623,60 @@ def test_a_continued_record_keeps_its_name(tmp_path: Path) -> None:
     fitted = SimpleNamespace(decodable=lambda weights: model, codec=codec, kind=KINDS["events"], mixture=None,
                              heads=None, best_draft=None, reading={}, rarely_repeats=False)
     (tmp_path / "log.csv").write_text("user,item\nanna,browse\nanna,buy\nbo,browse\n")
-    one = continue_(fitted, tmp_path / "log.csv", 2)
-    one.save(tmp_path / "out.csv")
+    continuation = continue_(fitted, tmp_path / "log.csv", 2)
+    continuation.save(tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text().split() == ["who,what"] + ["anna,browse", "anna,buy"] * 2
 
 
 @pytest.mark.parametrize("options", [{"decoder": "greedy"}, {"decoder": "sample", "seed": 3}, {"decoder": "beam"}])
-def test_the_unknown_item_is_never_said(options: dict[str, Any]) -> None:
+def test_the_unknown_item_is_never_generated(options: dict[str, Any]) -> None:
     codec = ItemCodec(["a", "b"])
     model = CountModel(codec.size, order=1).fit([[0, codec.unk, 1, codec.unk, codec.unk, codec.unk]])
-    [one] = continue_objects(model, codec, [["a"]], 12, **options)
-    told = [item for delta in stream_objects(model, codec, [["a"]], 12, seed=3) for item in delta.value]
-    assert one.value and UNKNOWN not in one.value + told
+    [answer] = continue_objects(model, codec, [["a"]], 12, **options)
+    streamed = [item for delta in stream_objects(model, codec, [["a"]], 12, seed=3) for item in delta.value]
+    assert answer.value and UNKNOWN not in answer.value + streamed
 
 
-def test_continue_takes_one_prime_or_many(tmp_path: Path) -> None:
+def test_continue_takes_one_prime_or_several(tmp_path: Path) -> None:
     model = TableModel(257, sharpness=1.0)
     fitted = SimpleNamespace(decodable=lambda weights: model, codec=ByteCodec(), kind=KINDS["text"], mixture=None,
                              heads=None, best_draft=None, reading={}, rarely_repeats=False)
-    one = continue_(fitted, "héllo", 20, seed=1)
-    many = continue_(fitted, ["héllo", "b"], 20, seed=1)
-    assert many[0].tokens == one.tokens and one.draft == "both"
+    single = continue_(fitted, "héllo", 20, seed=1)
+    several = continue_(fitted, ["héllo", "b"], 20, seed=1)
+    assert several[0].tokens == single.tokens and single.draft == "both"
     assert continue_(fitted, "héllo", 20, draft="none").draft is None
     (tmp_path / "prime.txt").write_text("héllo")
-    assert continue_(fitted, tmp_path / "prime.txt", 20, seed=1).tokens == one.tokens
-    one.save(tmp_path / "out.txt")
-    assert (tmp_path / "out.txt").read_bytes() == one.whole
+    assert continue_(fitted, tmp_path / "prime.txt", 20, seed=1).tokens == single.tokens
+    single.save(tmp_path / "out.txt")
+    assert (tmp_path / "out.txt").read_bytes() == single.whole
     assert len(continue_(fitted, None, 4, "beam", num_beams=2).tokens) <= 4
     with pytest.raises(SegueError):
         continue_(fitted, [], 4)
     with pytest.raises(SegueError, match="stop"):
         continue_(fitted, "a", 4, stop=[3])
-    for wrong in ({"decoder": "beam", "num_beams": "x"}, {"temperature": "warm"}):
-        with pytest.raises(SegueError, match=f"wrong sort in .*{list(wrong)[-1]}="):
-            continue_(fitted, "a", 4, **wrong)
+    for mistake in ({"decoder": "beam", "num_beams": "x"}, {"temperature": "warm"}):
+        with pytest.raises(SegueError, match=f"wrong sort in .*{list(mistake)[-1]}="):
+            continue_(fitted, "a", 4, **mistake)
 
 
 # Search
 
 
-def test_beam_of_one_is_greedy_and_options_count() -> None:
+def test_beam_of_one_is_greedy_and_beam_options_apply() -> None:
     model = TableModel(7, sharpness=1.0)
     prompts = [[1, 2], [3]]
     greedy = generate(model, prompts, 12)
     beam = generate(model, prompts, 12, "beam", num_beams=1)
     assert [answer.tokens for answer in beam] == [answer.tokens for answer in greedy]
     wide = generate(model, prompts, 12, "beam", num_beams=5, num_return_sequences=3, length_penalty=0.0, logprobs=True)
-    for one, many in zip(beam, wide):
-        assert len(many.others) == 2 and many.score >= one.score * 12 - 1e-9  # type: ignore[operator]
-        assert sum(many.logprobs or []) == pytest.approx(many.score)
+    for narrow_best, wide_best in zip(beam, wide):
+        assert len(wide_best.others) == 2 and wide_best.score >= narrow_best.score * 12 - 1e-9  # type: ignore[operator]
+        assert sum(wide_best.logprobs or []) == pytest.approx(wide_best.score)
     penalised = generate(model, prompts, 12, "beam", num_beams=3, repetition_penalty=9.0)
     assert len(set(penalised[0].tokens)) > len(set(beam[0].tokens))
 
 
-def test_beam_on_a_stack_with_copied_states() -> None:
+def test_beam_scores_of_a_stack_equal_a_full_forward() -> None:
     model = stack("mixed")
     prompts = prompts_for(1)
     for answer, prompt in zip(generate(model, prompts, 8, "beam", num_beams=4, eos=0, logprobs=True), prompts):
@@ -691,9 +692,7 @@ def test_beam_agrees_with_transformers() -> None:
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=20, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 4
+    amplify(model, 4)
     model = model.double().eval()
 
     class Folder:
@@ -724,12 +723,12 @@ def test_beam_agrees_with_transformers() -> None:
     for seed in range(6):
         prompt = np.random.default_rng(seed).integers(1, 20, 5).tolist()
         for penalty in (0.0, 1.0, 2.0):
-            theirs = model.generate(torch.tensor([prompt]), max_new_tokens=10, num_beams=3, do_sample=False,
-                                    length_penalty=penalty, early_stopping="never", pad_token_id=0)[0].tolist()
-            theirs = theirs[len(prompt) :]
-            theirs = theirs[: theirs.index(0)] if 0 in theirs else theirs
-            ours = generate(Folder(), [prompt], 10, "beam", num_beams=3, length_penalty=penalty, eos=0)[0]
-            assert ours.tokens == theirs, (seed, penalty)
+            expected = model.generate(torch.tensor([prompt]), max_new_tokens=10, num_beams=3, do_sample=False,
+                                      length_penalty=penalty, early_stopping="never", pad_token_id=0)[0].tolist()
+            expected = expected[len(prompt) :]
+            expected = expected[: expected.index(0)] if 0 in expected else expected
+            actual = generate(Folder(), [prompt], 10, "beam", num_beams=3, length_penalty=penalty, eos=0)[0]
+            assert actual.tokens == expected, (seed, penalty)
 
 
 # The checkers, on what is right and on what is broken
@@ -784,7 +783,7 @@ class Keeper(PromptLookup):
 
 
 @pytest.mark.parametrize("broken", [TooDeep, Backwards, Forgetful, Gossip, Fickle, Hoarder, Keeper])
-def test_broken_drafters_are_caught(broken) -> None:  # type: ignore[no-untyped-def]
+def test_broken_drafters_fail_the_contract(broken) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ContractBroken, match=broken.__name__):
         check_drafter(broken, memory=broken is Hoarder)
 
@@ -794,7 +793,7 @@ def test_acceptors_keep_the_contract(acceptor) -> None:  # type: ignore[no-untyp
     check_acceptor(acceptor)
 
 
-def test_rejection_takes_more_from_a_good_drawn_draft() -> None:
+def test_rejection_accepts_more_of_a_good_sampled_draft() -> None:
     """Where the drafter draws from nearly the model's distribution, rejection accepts more than sample-and-walk."""
     model = TableModel(8, sharpness=1.0)
 
@@ -813,7 +812,7 @@ def test_rejection_takes_more_from_a_good_drawn_draft() -> None:
     assert rates["rejection"].tokens_per_pass > 1.9 > rates["walk"].tokens_per_pass + 0.2
 
 
-def test_broken_acceptors_are_caught() -> None:
+def test_broken_acceptors_fail_the_contract() -> None:
     def lenient(tree, row):  # type: ignore[no-untyped-def]
         """Takes the first drafted token unseen."""
         if len(tree) and not row.take(tree.tokens[0], -1):
@@ -870,7 +869,7 @@ def test_searches_keep_the_contract() -> None:
     check_search(lambda width: Beam(width, length_penalty=1.0, num_return_sequences=width), exact=False)
 
 
-def test_broken_searches_are_caught() -> None:
+def test_broken_searches_fail_the_contract() -> None:
     class Hasty(BeamSearch):
         """Stops at the first answer."""
 
@@ -924,17 +923,17 @@ def test_broken_searches_are_caught() -> None:
             check_search(lambda width, options=Options: options(width, 0.0, False, width))
 
 
-def test_a_small_model_drafts_for_a_large_one() -> None:
+def test_drafts_of_a_small_model_change_no_token() -> None:
     small = TableModel(11, seed=0, sharpness=3.0)
     small.table[..., 7:] -= 100  # what the checker keeps secret it would never guess
     check_drafter(lambda: ModelDraft(small, length=6), memory=False)
     large = stack("mixed")
-    for way in WAYS.values():
+    for options in WAYS.values():
         prompts = prompts_for(3)
-        plain = generate(large, prompts, 30, **way)  # type: ignore[arg-type]
+        reference = generate(large, prompts, 30, **options)  # type: ignore[arg-type]
         for drafter in (ModelDraft(large, min_probability=0.0), ModelDraft(stack("gru", seed=1), min_probability=0.1)):
-            drafted = generate(large, prompts, 30, draft=drafter, adaptive=False, **way)  # type: ignore[arg-type]
-            assert [answer.tokens for answer in plain] == [answer.tokens for answer in drafted]
+            drafted = generate(large, prompts, 30, draft=drafter, adaptive=False, **options)  # type: ignore[arg-type]
+            assert [answer.tokens for answer in reference] == [answer.tokens for answer in drafted]
     itself = generate(large, [[1, 2]], 30, draft=ModelDraft(large, length=5, min_probability=0.0), adaptive=False)[0]
     assert itself.tokens_per_pass > 4  # every draft of the model itself is taken
 

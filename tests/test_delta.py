@@ -28,10 +28,10 @@ def stack(vocabulary: int, seed: int, mixer: str = "gru", tied: bool = True) -> 
 
 
 @pytest.mark.parametrize(("mixer", "tied"), [("attention", True), ("mamba", False), ("gru", True)])
-def test_what_a_tuned_model_learned_goes_with_its_tokens(mixer: str, tied: bool) -> None:
-    have, want = ["a", "b", "<end>"], ["<chat>", "b", "a", "<end>", "<pad>"]
+def test_deltas_map_embeddings_by_token(mixer: str, tied: bool) -> None:
+    have, expected = ["a", "b", "<end>"], ["<chat>", "b", "a", "<end>", "<pad>"]
     base, tuned = stack(3, 0, mixer, tied), stack(5, 1, mixer, tied)
-    wide = align_vocabulary(movable_parameters(base), have, want)
+    wide = align_vocabulary(movable_parameters(base), have, expected)
     assert not wide["embedding.weight"][[0, 4]].any()
     residual = Delta.between(tuned, wide)
     restored = stack(5, 2, mixer, tied)
@@ -44,29 +44,29 @@ def test_what_a_tuned_model_learned_goes_with_its_tokens(mixer: str, tied: bool)
     (residual * -1.0).apply(restored)
     assert not restored.embedding.weight[0].any()
     torch.testing.assert_close(restored.embedding.weight[[2, 1, 3]], base.embedding.weight)
-    back = align_vocabulary(wide, want, have)
+    back = align_vocabulary(wide, expected, have)
     assert all(torch.equal(back[name], value) for name, value in movable_parameters(base).items())
     with pytest.raises(SegueError, match="for 2 tokens"):
-        align_vocabulary(movable_parameters(base), ["a", "b"], want)
+        align_vocabulary(movable_parameters(base), ["a", "b"], expected)
 
 
-def test_tokens_of_one_text_keep_their_order() -> None:
+def test_tokens_of_equal_text_keep_their_order() -> None:
     rows = {"head.weight": torch.arange(3.0)[:, None]}
-    found = align_vocabulary(rows, ["x", "x", "y"], ["y", "x", "x", "x"])["head.weight"]
-    assert found[:, 0].tolist() == [2, 0, 1, 0]
+    results = align_vocabulary(rows, ["x", "x", "y"], ["y", "x", "x", "x"])["head.weight"]
+    assert results[:, 0].tolist() == [2, 0, 1, 0]
 
 
 values = st.lists(st.floats(-3, 3).map(lambda x: round(x, 1)), min_size=6, max_size=6)
 
 
 @given(st.lists(values, min_size=1, max_size=4), st.sampled_from([0.34, 0.5, 1.0]))
-def test_ties_is_trim_elect_and_mean(deltas: list[list[float]], keep: float) -> None:
+def test_ties_equals_trim_elect_and_mean(deltas: list[list[float]], keep: float) -> None:
     parts = [Delta({"a": torch.tensor(row[:4], dtype=torch.float64), "b": torch.tensor(row[4:], dtype=torch.float64)})
              for row in deltas]
     trimmed = []
     for row in deltas:
-        least = sorted(map(abs, row), reverse=True)[round(keep * 6) - 1]
-        trimmed.append([x if abs(x) >= least else 0.0 for x in row])
+        threshold = sorted(map(abs, row), reverse=True)[round(keep * 6) - 1]
+        trimmed.append([x if abs(x) >= threshold else 0.0 for x in row])
     expected = []
     for column in zip(*trimmed):
         sign = np.sign(np.sum(column))
@@ -77,52 +77,52 @@ def test_ties_is_trim_elect_and_mean(deltas: list[list[float]], keep: float) -> 
     np.testing.assert_allclose(sum_deltas(parts).tensors["b"], np.sum(deltas, 0)[4:], atol=1e-12)
 
 
-def test_ties_takes_small_and_complex_weights() -> None:
+def test_ties_accepts_small_and_complex_weights() -> None:
     assert Delta({"a": torch.tensor([1.0, -3.0])}).trim(0.2).tensors["a"].tolist() == [0, -3]
     parts = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0))
-    merged = ties([Delta({"a": torch.view_as_complex(each)}) for each in parts], 1.0).tensors["a"]
-    expected = ties([Delta({"a": each}) for each in parts], 1.0).tensors["a"]
+    merged = ties([Delta({"a": torch.view_as_complex(part)}) for part in parts], 1.0).tensors["a"]
+    expected = ties([Delta({"a": part}) for part in parts], 1.0).tensors["a"]
     torch.testing.assert_close(torch.view_as_real(merged), expected)
 
 
-def test_dropped_numbers_leave_the_mean() -> None:
+def test_dropped_weights_keep_the_mean() -> None:
     delta = Delta({"a": torch.ones(200, 200)})
-    found = delta.drop(0.9).tensors["a"]
-    assert {round(x, 4) for x in found.unique().tolist()} == {0.0, 10.0}
-    assert found.mean() == pytest.approx(1, abs=0.1) and torch.equal(found, delta.drop(0.9).tensors["a"])
+    result = delta.drop(0.9).tensors["a"]
+    assert {round(x, 4) for x in result.unique().tolist()} == {0.0, 10.0}
+    assert result.mean() == pytest.approx(1, abs=0.1) and torch.equal(result, delta.drop(0.9).tensors["a"])
     assert torch.equal(delta.drop(0.0).tensors["a"], delta.tensors["a"])
-    for wrong in (lambda: delta.drop(1.0), lambda: delta.trim(0.0)):
+    for bad_call in (lambda: delta.drop(1.0), lambda: delta.trim(0.0)):
         with pytest.raises(SegueError, match="cannot be"):
-            wrong()
+            bad_call()
 
 
 @given(st.integers(0, 1000), st.floats(0, 1.5))
 @settings(max_examples=20)
-def test_quadratic_losses_of_one_curvature_add_up(seed: int, scale: float) -> None:
+def test_deltas_of_quadratic_losses_add_up(seed: int, scale: float) -> None:
     """Learning the instructions, then the data, by gradient steps on losses |x - m|^2 / 2 that go on for as long: each
     step shrinks the way left by 1 - rate, so the sum of both ways from the base is not the sequence, unless the steps
     are small against it; in closed form for steps that go a part p of the way."""
     draw = np.random.default_rng(seed)
-    base, data, asked = draw.normal(size=(3, 4))
+    base, data, instructions = draw.normal(size=(3, 4))
     p = 1e-3
-    learned, tuned = base + p * (data - base), base + p * (asked - base)
-    sequential = learned + p * (asked - learned)
+    learned, tuned = base + p * (data - base), base + p * (instructions - base)
+    sequential = learned + p * (instructions - learned)
     model = nn.Module()
     model.x = nn.Parameter(torch.tensor(learned))
     delta = Delta.between({"x": torch.tensor(tuned)}, {"x": torch.tensor(base)})
     (delta * scale).apply(model)
     # The sum misses the sequence by p^2 (data - base), and at scale 0 nothing is added.
-    expected = sequential + p**2 * (data - base) + (scale - 1) * p * (asked - base)
+    expected = sequential + p**2 * (data - base) + (scale - 1) * p * (instructions - base)
     np.testing.assert_allclose(model.x.detach().numpy(), expected, atol=1e-12)
 
 
-def test_buffers_and_whole_numbers_stay() -> None:
-    one, other = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
-    other.running_mean.fill_(3)
-    delta = Delta.between(other, one)
+def test_buffers_and_integers_are_unchanged() -> None:
+    first, second = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    second.running_mean.fill_(3)
+    delta = Delta.between(second, first)
     assert set(delta.tensors) == {"weight", "bias"}
-    delta.apply(one)
-    assert not one.running_mean.any()
+    delta.apply(first)
+    assert not first.running_mean.any()
 
 
 def test_an_adapter_is_merged_before_a_residual_is_added() -> None:
@@ -141,8 +141,8 @@ def test_an_adapter_is_merged_before_a_residual_is_added() -> None:
         torch.testing.assert_close(value, movable_parameters(tuned)[name] + moved.get(name, 0.0), rtol=0, atol=1e-12)
 
 
-def test_instructions_come_back_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merge_restores_instructions_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     for seed, name in enumerate(("base", "asked", "new")):
         torch.manual_seed(seed)
         Fitted(Stack(StackConfig(257, 8, ["gru"])), ByteCodec(), KINDS["text"], Report({}), 16).save(tmp_path / name)
@@ -151,23 +151,24 @@ def test_instructions_come_back_on_the_command_line(tmp_path: Path, capsys: pyte
         cli.main(["merge", *places, str(tmp_path / "merged")])
     assert end.value.code == 0 and "cosine" in capsys.readouterr().out
     names = ("merged", "new", "asked", "base")
-    merged, new, asked, base = (movable_parameters(segue.load(tmp_path / name).model) for name in names)
+    merged, new, instructed, base = (movable_parameters(segue.load(tmp_path / name).model) for name in names)
     for name, value in merged.items():
-        torch.testing.assert_close(value, new[name] + asked[name] - base[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(value, new[name] + instructed[name] - base[name], rtol=0, atol=1e-6)
     assert isinstance(segue.load(tmp_path / "merged").continue_("the", n=3).text, str)
-    for more, says in ((["--how", "mean"], "choose sum, ties, dare"), (["--set", "keep=0.5"], "unexpected keyword")):
+    for extra_arguments, message in ((["--how", "mean"], "choose sum, ties, dare"),
+                                     (["--set", "keep=0.5"], "unexpected keyword")):
         with pytest.raises(SystemExit) as end:
-            cli.main(["merge", *places, str(tmp_path / "x"), *more])
-        assert end.value.code == 2 and says in capsys.readouterr().err and not (tmp_path / "x").exists()
+            cli.main(["merge", *places, str(tmp_path / "x"), *extra_arguments])
+        assert end.value.code == 2 and message in capsys.readouterr().err and not (tmp_path / "x").exists()
     def full(path: Path, *_: object) -> None:
         raise SegueError(f"cannot write {path}: No space left on device")
 
     before = {path: path.read_bytes() for path in (tmp_path / "merged").rglob("*") if path.is_file()}
     with monkeypatch.context() as patch:
         patch.setattr("segue.verbs.fitted.save_tensors", full)
-        for where in ("x", "merged"):
+        for output in ("x", "merged"):
             with pytest.raises(SystemExit):
-                cli.main(["merge", *places, str(tmp_path / where)])
+                cli.main(["merge", *places, str(tmp_path / output)])
             assert "No space left" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
     assert before == {path: path.read_bytes() for path in (tmp_path / "merged").rglob("*") if path.is_file()}
@@ -191,8 +192,8 @@ def test_counts_beside_the_networks_add_up(tmp_path: Path) -> None:
     merged, report = merge(new, [tuned], base)
     assert merged.mixture is not None and "those of all" in report.counts
     assert merged.mixture.counts.tables.stream.size == sizes[1] + sizes[2] - sizes[0]
-    again = segue.load(merged.save(tmp_path / "merged"))
-    assert again.mixture is not None and again.evaluate(["nine ten\n"]).bits_per_unit == pytest.approx(
+    reloaded = segue.load(merged.save(tmp_path / "merged"))
+    assert reloaded.mixture is not None and reloaded.evaluate(["nine ten\n"]).bits_per_unit == pytest.approx(
         merged.evaluate(["nine ten\n"]).bits_per_unit, rel=1e-4)
     other = segue.fit(["six ten\n" * 20] * 9, steps=1, quiet=True, width=16, depth=1)
     merged, report = merge(new, [tuned], other)
@@ -202,7 +203,7 @@ def test_counts_beside_the_networks_add_up(tmp_path: Path) -> None:
     assert merged.mixture is None and "not all models" in report.counts
 
 
-def test_a_merged_model_learns_on(tmp_path: Path) -> None:
+def test_a_merged_model_can_be_updated(tmp_path: Path) -> None:
     model = segue.fit(["one two\n" * 9] * 9, steps=1, quiet=True, mix=False, width=16, depth=1)
     merged, _ = merge(model, [model], model)
     merged.save(tmp_path / "merged")

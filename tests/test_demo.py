@@ -27,10 +27,10 @@ FACTS = {
 
 
 def test_the_split_is_by_hash() -> None:
-    train, held = standard_library()
-    assert len(train) > 400 and 10 < len(held) < 60 and not set(train) & set(held)
-    assert standard_library() == (train, held)
-    assert not any("pydoc_data" in path.parts or path.stat().st_size == 0 for path in train + held)
+    train, test = standard_library()
+    assert len(train) > 400 and 10 < len(test) < 60 and not set(train) & set(test)
+    assert standard_library() == (train, test)
+    assert not any("pydoc_data" in path.parts or path.stat().st_size == 0 for path in train + test)
     assert [held_out(str(i), 4) for i in range(8)] == [held_out(str(i), 4) for i in range(8)]
 
 
@@ -45,7 +45,7 @@ def test_the_report_stands_alone() -> None:
     assert not re.findall(r"(?:src|href)=\"(?!#)[^\"]*\"", text)
 
 
-def test_nobodys_models_are_removed(tmp_path: Path) -> None:
+def test_the_demo_removes_only_its_own_models(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").touch()
     for place in (tmp_path, tmp_path / "model" / "config.json"):
@@ -55,7 +55,7 @@ def test_nobodys_models_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_tour(tmp_path: Path) -> None:
+def test_the_demo_runs_end_to_end(tmp_path: Path) -> None:
     report = demo(tmp_path, minutes=0.3, update_minutes=0.1, quiet=True)
     facts = json.loads((tmp_path / "report.json").read_text())
     assert report.stat().st_size > 20_000 and facts["same"] and set(facts["update"]) == {"naive", "replay"}

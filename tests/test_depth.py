@@ -13,6 +13,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import shake
 
 import segue
 from segue.analysis.texts import log_likelihoods
@@ -41,8 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def stack(pattern: str, seed: int = 0, **switches: Any) -> Stack:
     torch.manual_seed(seed)
     model = Stack(StackConfig(VOCABULARY, 8, expand_pattern(pattern), OPTIONS, hidden=12, **switches)).double().eval()
-    for parameter in model.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
+    shake(model, 0.3)
     return model
 
 
@@ -73,7 +73,7 @@ def marked(lengths: list[int], n: int) -> Layout:
     return Layout.chain((len(lengths), n), prompt=torch.arange(n) < torch.tensor(lengths)[:, None])
 
 
-def near(a: Tensor, b: Tensor) -> bool:
+def is_close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(((a - b).abs() < 1e-9).all())
 
 
@@ -91,7 +91,7 @@ def test_depths_that_grow_are_refused(depths: list[int]) -> None:
 
 
 @given(st.data(), st.integers(1, 9))
-def test_every_layer_leaves_once(data: Any, layers: int) -> None:
+def test_active_layers_are_nested(data: Any, layers: int) -> None:
     """The active sets are nested, of the size they should have, and the spans say the same."""
     schedule = data.draw(schedules(layers))
     spans, before = schedule.spans(layers), set(schedule.active(schedule.prompt or layers, layers))
@@ -104,7 +104,7 @@ def test_every_layer_leaves_once(data: Any, layers: int) -> None:
         before = set(active)
 
 
-def test_the_paper_s_schedules() -> None:
+def test_schedules_equal_the_papers() -> None:
     assert DepthSchedule.linear(6, 2, 5).depths == (6, 5, 4, 3, 2)
     assert DepthSchedule((5,), warmup=2).active(5, 8) == [0, 1, 5, 6, 7]
     assert DepthSchedule((5,), keep="bottom").active(5, 8) == [0, 1, 2, 3, 4]
@@ -113,7 +113,7 @@ def test_the_paper_s_schedules() -> None:
         assert abs(sum(depths) / len(depths) - layers / faster) < 0.05 and depths[0] <= layers and depths[-1] >= 1
 
 
-@pytest.mark.parametrize("make, says", [
+@pytest.mark.parametrize("make, message", [
     (lambda: DepthSchedule(()), "must not grow"), (lambda: DepthSchedule((3, 1), warmup=2), "at most the least depth"),
     (lambda: DepthSchedule((3,), keep="middle"), "keep 'middle'"),
     (lambda: DepthSchedule((3,), prompt=2), "read by 2 layers"),
@@ -121,8 +121,8 @@ def test_the_paper_s_schedules() -> None:
     (lambda: DepthSchedule.times(9, 8, 20), "cannot be 9 times faster"),
     (lambda: Scheduled(stack("gru*2"), DepthSchedule((3,))), "do not fit a model of 2 layers"),
     (lambda: Scheduled(stack("bidirectional"), DepthSchedule((1,))), "looks ahead")])
-def test_what_cannot_be(make: Any, says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_impossible_schedules_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         make()
 
 
@@ -131,22 +131,22 @@ def test_what_cannot_be(make: Any, says: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_full_depth_is_the_stack_bit_for_bit(pattern: str) -> None:
-    plain = stack(pattern)
-    full = Scheduled(plain, DepthSchedule((len(plain.blocks),)))
+def test_full_depth_equals_the_stack_bit_for_bit(pattern: str) -> None:
+    unscheduled = stack(pattern)
+    full = Scheduled(unscheduled, DepthSchedule((len(unscheduled.blocks),)))
     tokens, layout = torch.randint(VOCABULARY, (3, 9)), marked([2, 5, 1], 9)
-    assert torch.equal(full(tokens, layout).logits, plain(tokens, layout).logits)
-    one, other = full.init_state(3), plain.init_state(3)
+    assert torch.equal(full(tokens, layout).logits, unscheduled(tokens, layout).logits)
+    full_state, reference_state = full.init_state(3), unscheduled.init_state(3)
     for piece in tokens.split([4, 1, 1, 3], 1):
-        assert torch.equal(full.extend(piece, one).logits, plain.extend(piece, other).logits)
-        one.commit(), other.commit()
+        assert torch.equal(full.extend(piece, full_state).logits, unscheduled.extend(piece, reference_state).logits)
+        full_state.commit(), reference_state.commit()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("pattern", PATTERNS)
 @settings(max_examples=6, deadline=None, phases=[Phase.generate])
 @given(data=st.data())
-def test_training_and_decoding_against_loops(pattern: str, data: Any) -> None:
+def test_training_and_decoding_equal_loops(pattern: str, data: Any) -> None:
     """Uneven prompts in one batch: the parallel form, and steps behind a ragged prefill in pieces."""
     model = stack(pattern)
     schedule = data.draw(schedules(len(model.blocks)))
@@ -155,7 +155,7 @@ def test_training_and_decoding_against_loops(pattern: str, data: Any) -> None:
     n = max(lengths) + extra
     tokens = torch.randint(VOCABULARY, (len(lengths), n), generator=torch.Generator().manual_seed(0))
     expected = torch.stack([by_loops(model, schedule, row, length) for row, length in zip(tokens, lengths)])
-    assert near(scheduled(tokens, marked(lengths, n)).logits, expected)
+    assert is_close(scheduled(tokens, marked(lengths, n)).logits, expected)
 
     state = scheduled.init_state(len(lengths))
     state.prompt = torch.tensor(lengths)
@@ -166,7 +166,7 @@ def test_training_and_decoding_against_loops(pattern: str, data: Any) -> None:
         y = scheduled.extend(tokens.gather(1, at.clamp(max=n - 1)), state).logits
         counts = (n - state.positions).clamp(max=at.shape[1])
         for row, count in enumerate(counts.tolist()):
-            assert near(y[row, :count], expected[row, at[row, :count]])
+            assert is_close(y[row, :count], expected[row, at[row, :count]])
         state.commit(counts=counts)
 
 
@@ -206,19 +206,20 @@ def test_packed_documents_have_their_own_depths(pattern: str) -> None:
     starts[0, begins[1:]] = True
     prompt = torch.cat([torch.arange(length) < inside for length, inside in zip(lengths, prompts)])[None]
     y = Scheduled(model, schedule)(tokens, Layout.chain((1, 15), starts=starts, prompt=prompt)).logits[0]
-    assert near(y, torch.cat([by_loops(model, schedule, row, inside)
-                              for row, inside in zip(tokens[0].split(lengths), prompts)]))
+    assert is_close(y, torch.cat([by_loops(model, schedule, row, inside)
+                                  for row, inside in zip(tokens[0].split(lengths), prompts)]))
 
 
-def test_gradients_are_those_of_the_loops() -> None:
+def test_gradients_equal_those_of_the_loops() -> None:
     model, schedule = stack("mamba+attention+gru+gla"), DepthSchedule((3, 2, 1), prompt=3)
     tokens, parameters = torch.randint(VOCABULARY, (2, 8)), list(model.parameters())
-    apart = torch.stack([by_loops(model, schedule, row, length) for row, length in zip(tokens, (2, 4))])
-    scale = torch.randn_like(apart)
+    separate = torch.stack([by_loops(model, schedule, row, length) for row, length in zip(tokens, (2, 4))])
+    scale = torch.randn_like(separate)
     together = Scheduled(model, schedule)(tokens, marked([2, 4], 8)).logits
-    one, other = (torch.autograd.grad((y * scale).sum(), parameters, allow_unused=True) for y in (together, apart))
-    for a, b in zip(one, other):
-        assert (a is None and b is None) or near(a, b)
+    actual, expected = (torch.autograd.grad((y * scale).sum(), parameters, allow_unused=True)
+                        for y in (together, separate))
+    for a, b in zip(actual, expected):
+        assert (a is None and b is None) or is_close(a, b)
 
 
 def counted(model: Stack) -> list[int]:
@@ -234,7 +235,7 @@ def counted(model: Stack) -> list[int]:
 
 
 @pytest.mark.parametrize("pattern", ["attention*4", "mamba+attention+gru+gla"])
-def test_layers_run_as_often_as_the_schedule_says(pattern: str) -> None:
+def test_layers_run_as_often_as_scheduled(pattern: str) -> None:
     """In decoding and in training, of a batch."""
     model, schedule = stack(pattern), DepthSchedule.linear(4, 1, 9)
     depths, counts = [schedule.depth(t) for t in range(12)], counted(model)
@@ -252,26 +253,27 @@ PROMPTS = [[1, 2, 3, 4, 5, 6], [7], [2, 2, 9], [4, 5, 6, 7], [3, 1], [12, 11, 10
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("draft", [None, "both"])
-def test_a_batch_says_what_its_rows_say_alone(pattern: str, draft: str | None) -> None:
+def test_a_batch_decodes_like_its_rows(pattern: str, draft: str | None) -> None:
     model = Scheduled(stack(pattern), DepthSchedule((3, 3, 2, 2, 1)))
     options: dict[str, Any] = {"decoder": "sample", "seed": [*range(8)], "draft": draft, "adaptive": False}
-    alone = [generate(model, [prompt], 12, "sample", seed=[seed])[0].tokens for seed, prompt in enumerate(PROMPTS)]
+    single = [generate(model, [prompt], 12, "sample", seed=[seed])[0].tokens for seed, prompt in enumerate(PROMPTS)]
     answers = generate(model, PROMPTS, 12, **options)
-    assert [answer.tokens for answer in answers] == alone and "3 to 1 of" in answers[0].path
+    assert [answer.tokens for answer in answers] == single and "3 to 1 of" in answers[0].path
 
 
 @pytest.mark.parametrize("decoder", ["greedy", "beam", "diverse-beam", "contrastive", "exact", "tree"])
-def test_every_decoder_knows_the_depth(decoder: str) -> None:
+def test_every_decoder_follows_the_schedule(decoder: str) -> None:
     """What it says is as likely as the training form finds it."""
-    plain = stack("mamba+attention+gru+gla")
-    model = Scheduled(plain, DepthSchedule((4, 2, 1)))
+    unscheduled = stack("mamba+attention+gru+gla")
+    model = Scheduled(unscheduled, DepthSchedule((4, 2, 1)))
     options = {"budget": 60} if decoder in ("exact", "tree") else {}
     for prompt, answer in zip(PROMPTS[:3], generate(model, PROMPTS[:3], 5, decoder, eos=0, logprobs=True, **options)):
-        whole = torch.tensor([prompt + answer.tokens])
-        logits = model(whole, marked([len(prompt)], whole.shape[1])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        told = logits[range(len(answer.tokens)), answer.tokens].tolist()
-        assert answer.logprobs == pytest.approx(told, abs=1e-9)
-        assert log_likelihoods(model, prompt, [answer.tokens]) == pytest.approx([sum(told)], abs=1e-9)
+        full_text = torch.tensor([prompt + answer.tokens])
+        logits = model(full_text, marked([len(prompt)],
+                                         full_text.shape[1])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        expected = logits[range(len(answer.tokens)), answer.tokens].tolist()
+        assert answer.logprobs == pytest.approx(expected, abs=1e-9)
+        assert log_likelihoods(model, prompt, [answer.tokens]) == pytest.approx([sum(expected)], abs=1e-9)
 
 
 def test_served_requests_have_their_own_depths() -> None:
@@ -281,16 +283,16 @@ def test_served_requests_have_their_own_depths() -> None:
     prompts = [*PROMPTS[:3], long, [*long[:30], 3, 1], long[:35]]
     engine = Engine(model, rows=3, piece=8)
     try:
-        said: list[queue.Queue[AnswerUpdate]] = [queue.Queue() for _ in prompts]
-        for prompt, news in zip(prompts, said):
+        queues: list[queue.Queue[AnswerUpdate]] = [queue.Queue() for _ in prompts]
+        for prompt, news in zip(prompts, queues):
             engine.submit(Request(prompt, 9), news.put)
-        for prompt, news in zip(prompts, said):
+        for prompt, news in zip(prompts, queues):
             tokens: list[int] = []
             while True:
-                each = news.get(timeout=60)
-                assert each.error is None
-                tokens += each.tokens
-                if each.finish:
+                update = news.get(timeout=60)
+                assert update.error is None
+                tokens += update.tokens
+                if update.finish:
                     break
             assert tokens == generate(model, [prompt], 9)[0].tokens
     finally:
@@ -299,16 +301,17 @@ def test_served_requests_have_their_own_depths() -> None:
 
 @pytest.mark.parametrize("pattern", PATTERNS[:-1])
 @pytest.mark.parametrize("decoder", ["greedy", "sample"])
-def test_a_stack_that_drafts_for_itself_says_the_same(pattern: str, decoder: str) -> None:
+def test_self_drafts_change_no_token(pattern: str, decoder: str) -> None:
     model = stack(pattern)
-    plain = [answer.tokens for answer in generate(model, PROMPTS, 20, decoder, seed=1)]
+    expected = [answer.tokens for answer in generate(model, PROMPTS, 20, decoder, seed=1)]
     drafted = generate(model, PROMPTS, 20, decoder, draft="depth", seed=1, adaptive=False)
-    assert [answer.tokens for answer in drafted] == plain and drafted[0].draft == "depth"
+    assert [answer.tokens for answer in drafted] == expected and drafted[0].draft == "depth"
     falling = depth_draft(model, DepthSchedule((3, 2, 2, 1)))
-    assert [answer.tokens for answer in generate(model, PROMPTS, 20, decoder, falling, seed=1, adaptive=False)] == plain
+    assert [answer.tokens for answer in generate(model, PROMPTS, 20, decoder, falling, seed=1,
+                                                 adaptive=False)] == expected
 
 
-def test_a_drafter_counts_from_the_prompt_too() -> None:
+def test_a_depth_drafter_counts_from_the_prompt() -> None:
     """Under one schedule, model and drafter agree on every token."""
     model = Scheduled(stack("mamba+attention+gru+gla"), DepthSchedule((4, 3, 2, 2, 1)))
     drafter = ModelDraft(Scheduled(model.stack, model.schedule), length=3, min_probability=0.0)
@@ -316,7 +319,7 @@ def test_a_drafter_counts_from_the_prompt_too() -> None:
     assert all(answer.accepted == answer.drafted > 0 for answer in answers)
 
 
-def test_a_model_that_cannot_draft_for_itself_is_told() -> None:
+def test_models_that_cannot_self_draft_are_refused() -> None:
     with pytest.raises(SegueError, match="native model"):
         generate(stack("gru"), [[1]], 2, draft="depth")
 
@@ -324,7 +327,7 @@ def test_a_model_that_cannot_draft_for_itself_is_told() -> None:
 # --- training ------------------------------------------------------------------------------------------------------
 
 
-def test_fine_tuning_under_the_schedule() -> None:
+def test_fine_tuning_under_a_schedule_improves_the_shallow_model() -> None:
     """It moves the stack's own weights, and the shallow model learns what the deep one knew."""
     def batches(step: int) -> Batch:
         first = torch.randint(VOCABULARY, (8, 1), generator=torch.Generator().manual_seed(step))
@@ -347,7 +350,7 @@ def test_fine_tuning_under_the_schedule() -> None:
     assert nats(shallow) < 0.1 < before and {*shallow.stack.parameters()} == {*shallow.parameters()}
 
 
-def test_what_the_engine_runs_drafts_by_depth() -> None:
+def test_compiled_and_mixed_models_draft_by_depth() -> None:
     """Whatever stands around the stack: the compiled engine, or a mixture with counts."""
     inner = Stack(StackConfig(11, 16, ["attention"] * 2))
     for model in (inner, compile_model(inner), accelerate(inner), SimpleNamespace(network=compile_model(inner))):
@@ -365,8 +368,8 @@ def test_a_fitted_model_is_continued_with_fewer_layers(monkeypatch: pytest.Monke
     for mix in (True, False):
         fitted = segue.fit(texts, steps=2, width=32, depth=3, threads=1, mix=mix, quiet=True)
         assert (fitted.mixture is None) == (not mix)
-        plain = fitted.continue_(prime, 12, draft="none")
-        assert fitted.continue_(prime, 12, depth=3, draft="none").tokens == plain.tokens
+        full_depth = fitted.continue_(prime, 12, draft="none")
+        assert fitted.continue_(prime, 12, depth=3, draft="none").tokens == full_depth.tokens
         shallow = fitted.continue_(prime, 12, depth="3-1", draft="none")
         assert "3 to 1 of 3 layers" in shallow.path
         model = fitted.scheduled(DepthSchedule.linear(3, 1, 12))
@@ -379,8 +382,8 @@ def test_a_fitted_model_is_continued_with_fewer_layers(monkeypatch: pytest.Monke
         for hook in hooks:
             hook.remove()
         assert len(calls) == 3 + 11 and len(few.tokens) == 12  # the prompt by all layers, what is said by one
-        for wrong, match in (("deep", "number of layers"), ("1-3", "must not grow"), (9, "do not fit")):
+        for bad_depth, match in (("deep", "number of layers"), ("1-3", "must not grow"), (9, "do not fit")):
             with pytest.raises(SegueError, match=match):
-                fitted.continue_(prime, 5, depth=wrong)
+                fitted.continue_(prime, 5, depth=bad_depth)
         with pytest.raises(SegueError, match="leaves weights"):
             fitted.continue_(prime, 5, depth=2, weights="int8")

@@ -76,13 +76,13 @@ def start(rows: int, length: int = L) -> tuple[Tensor, Tensor]:
 
 def chain(predict: Denoiser, reference: Denoiser, steps: int) -> tuple[Tensor, float]:
     """The law over EVERY of the chain of so many steps, and the divergence of its paths: sums over all states."""
-    kept = NoiseSchedule().grid(steps)
+    grid = NoiseSchedule().grid(steps)
     states = torch.tensor(list(itertools.product(range(V + 1), repeat=L)))
     law = (states == V).all(1).double()
     total = 0.0
     for step in range(steps, 0, -1):
         t = torch.full((len(states),), step / steps, dtype=torch.float64)
-        lifted = (kept[step - 1] - kept[step]) / (1 - kept[step])
+        lifted = (grid[step - 1] - grid[step]) / (1 - grid[step])
 
         def kernel(each: Denoiser, t: Tensor = t, lifted: Tensor = lifted) -> Tensor:
             """(states, states) chances of one step."""
@@ -92,9 +92,10 @@ def chain(predict: Denoiser, reference: Denoiser, steps: int) -> tuple[Tensor, f
             one = torch.where((states == V)[..., None], one, known)
             return torch.stack([one[:, place, states[:, place]] for place in range(L)]).prod(0)
 
-        here, there = kernel(predict), kernel(reference)
-        total += float((law[:, None] * torch.special.xlogy(here, here / there.clamp(min=1e-300))).sum())
-        law = law @ here
+        transition, reference_transition = kernel(predict), kernel(reference)
+        total += float((law[:, None] * torch.special.xlogy(transition,
+                                                           transition / reference_transition.clamp(min=1e-300))).sum())
+        law = law @ transition
     return law[(states < V).all(1)], total
 
 
@@ -110,20 +111,20 @@ def test_the_path_divergence_by_sums_over_all_states(backbone: str) -> None:
     designs, kl = rollout(new, *start(1500), PROCESS, old, torch.Generator().manual_seed(0))
     error = float(kl.std()) / math.sqrt(len(kl))
     assert exact > 15 * error and abs(float(kl.mean()) - exact) < 4 * error
-    drawn = torch.bincount(sequence_index(designs.argmax(-1), V), minlength=V**L) / len(kl)
-    assert float((drawn - law).abs().sum()) / 2 < 0.08
+    frequencies = torch.bincount(sequence_index(designs.argmax(-1), V), minlength=V**L) / len(kl)
+    assert float((frequencies - law).abs().sum()) / 2 < 0.08
 
 
 @torch.no_grad()
-def test_the_released_form_is_nothing_on_hard_states_and_something_on_soft_ones() -> None:
+def test_the_released_divergence_is_zero_on_hard_states_only() -> None:
     new, old = Denoiser(stack(), PROCESS), Denoiser(stack(seed=1), PROCESS)
-    for soft, least, most in ((0, 0.0, 0.0), (4, 1e-3, math.inf)):
+    for soft, lower, upper in ((0, 0.0, 0.0), (4, 1e-3, math.inf)):
         rollout = GumbelRollout(4, soft, kl="released", dtype=torch.float64)
         kl = rollout(new, *start(64), PROCESS, old, torch.Generator().manual_seed(0))[1]
-        assert least <= float(kl.abs().max()) <= most
+        assert lower <= float(kl.abs().max()) <= upper
 
 
-def test_at_the_reference_there_is_no_divergence_and_no_gradient() -> None:
+def test_at_the_reference_divergence_and_gradient_are_zero() -> None:
     model = stack("mamba")
     objective = RewardFineTuning(lambda rows: rows.sum((1, 2)) * 0, copy.deepcopy(model), 0.1,
                                  GumbelRollout(4, 4, dtype=torch.float64))
@@ -138,7 +139,7 @@ def test_at_the_reference_there_is_no_divergence_and_no_gradient() -> None:
 def test_gradients_of_a_soft_rollout_by_finite_differences(backbone: str) -> None:
     model, old = stack(backbone), Denoiser(stack(backbone, seed=1).requires_grad_(False), PROCESS)
     rollout, weight = GumbelRollout(5, 3, 0.7, dtype=torch.float64), model.embedding.weight
-    kept = rollout.schedule.grid(5)
+    grid = rollout.schedule.grid(5)
     reward = torch.randn(L, V, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
     def value() -> tuple[Tensor, Tensor]:
@@ -149,13 +150,13 @@ def test_gradients_of_a_soft_rollout_by_finite_differences(backbone: str) -> Non
         for step in range(5, 0, -1):
             noise = -exponential_noise(rows, generator)
             t = torch.full((6,), step / 5, dtype=torch.float64)
-            rows, added = rollout.advance(predict, old, rows, noise, t, kept[step], kept[step - 1])
+            rows, added = rollout.advance(predict, old, rows, noise, t, grid[step], grid[step - 1])
             total = total + added
             rows = rows if step <= 3 else F.one_hot(rows.argmax(-1), V + 1).double()
         return (rows[..., :V] * reward).sum(), total.sum()
 
     designs, kl = rollout(Denoiser(model, PROCESS), *start(6), PROCESS, old, torch.Generator().manual_seed(2))
-    found = [torch.autograd.grad(each, weight, retain_graph=True)[0] for each in ((designs * reward).sum(), kl.sum())]
+    results = [torch.autograd.grad(term, weight, retain_graph=True)[0] for term in ((designs * reward).sum(), kl.sum())]
     with torch.no_grad():
         assert torch.equal(designs, F.one_hot(designs.argmax(-1), V).double())
         direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -163,7 +164,7 @@ def test_gradients_of_a_soft_rollout_by_finite_differences(backbone: str) -> Non
         up = value()
         weight -= 2e-6 * direction
         down = value()
-    for slope, high, low in zip(found, up, down):
+    for slope, high, low in zip(results, up, down):
         numeric = float(high - low) / 2e-6
         assert abs(numeric) > 1e-3
         assert float((slope * direction).sum()) == pytest.approx(numeric, rel=1e-4)
@@ -171,19 +172,19 @@ def test_gradients_of_a_soft_rollout_by_finite_differences(backbone: str) -> Non
 
 @settings(max_examples=10, deadline=None)
 @given(st.sampled_from(list(BACKBONES)), st.integers(1, 6), st.integers(0, 99))
-def test_a_cold_rollout_is_the_ancestral_sampler_with_the_same_noise(backbone: str, steps: int, seed: int) -> None:
+def test_a_cold_rollout_equals_the_ancestral_sampler(backbone: str, steps: int, seed: int) -> None:
     model = Denoiser(stack(backbone), PROCESS)
     x, gaps = start(5)
     gaps[:, 0] = False  # what is known stays
     with torch.no_grad():
         cold = GumbelRollout(steps, steps, 1e-6, dtype=torch.float64)
         designs, _ = cold(model, x, gaps, PROCESS, generator=torch.Generator().manual_seed(seed))
-        generator, kept = torch.Generator().manual_seed(seed), NoiseSchedule().grid(steps)
+        generator, grid = torch.Generator().manual_seed(seed), NoiseSchedule().grid(steps)
         now = x.masked_fill(gaps, V)
         for step in range(steps, 0, -1):
             noise = -exponential_noise(torch.zeros(5, L, V + 1), generator)
             log_p = model(now, torch.full((5,), step / steps, dtype=torch.float64))
-            before = PROCESS.posterior(log_p, now, kept[step], kept[step - 1])
+            before = PROCESS.posterior(log_p, now, grid[step], grid[step - 1])
             now = torch.where(now == V, (before + noise).argmax(-1), now)
     assert torch.equal(designs.argmax(-1), now)
     assert bool((now[:, 0] == 0).all())
@@ -191,9 +192,9 @@ def test_a_cold_rollout_is_the_ancestral_sampler_with_the_same_noise(backbone: s
 
 def test_only_soft_steps_have_gradients() -> None:
     model = stack()
-    for soft, some in ((0, False), (2, True)):
+    for soft, has_gradient in ((0, False), (2, True)):
         designs, _ = GumbelRollout(4, soft, dtype=torch.float64)(Denoiser(model, PROCESS), *start(6), PROCESS)
-        assert designs.requires_grad is some
+        assert designs.requires_grad is has_gradient
 
 
 def tilted(law: Tensor, scores: Tensor, strength: float) -> Tensor:
@@ -208,15 +209,15 @@ class Smooth(nn.Module):
     """A score of soft rows that is the table's at hard ones: the mean over what soft rows stand for."""
 
     def forward(self, rows: Tensor) -> Tensor:
-        each = torch.stack([rows[:, place, EVERY[:, place]] for place in range(L)]).prod(0)
-        return each @ SCORES.to(each)
+        weights = torch.stack([rows[:, place, EVERY[:, place]] for place in range(L)]).prod(0)
+        return weights @ SCORES.to(weights)
 
 
 def law_of(model: nn.Module) -> Tensor:
     return exact_distribution(Denoiser(model, PROCESS), V, L, V).flatten()
 
 
-def test_fine_tuning_comes_to_the_tilted_law() -> None:
+def test_fine_tuning_reaches_the_tilted_law() -> None:
     """A model that had nothing to say learns p(x) exp(r(x) / strength) / Z of a small world; with a dear strength it
     stays what it was."""
     torch.manual_seed(0)
@@ -224,14 +225,15 @@ def test_fine_tuning_comes_to_the_tilted_law() -> None:
     law = law_of(old)
     target = tilted(law, SCORES, strength)
     x = torch.zeros(64, L, dtype=torch.long)
-    apart = {}
-    for name, how in (("tilted", strength), ("as it was", 1e4)):
+    separate = {}
+    for name, divergence_strength in (("tilted", strength), ("as it was", 1e4)):
         model = copy.deepcopy(old)
-        objective = RewardFineTuning(Smooth(), copy.deepcopy(old), how, GumbelRollout(6, 6, 0.5, dtype=torch.float64))
+        objective = RewardFineTuning(Smooth(), copy.deepcopy(old), divergence_strength,
+                                     GumbelRollout(6, 6, 0.5, dtype=torch.float64))
         learn(model, lambda step: Batch(x, x), 100 if name == "tilted" else 5, rate=0.01, objective=objective)
-        apart[name] = float((law_of(model) - (target if name == "tilted" else law)).abs().sum()) / 2
+        separate[name] = float((law_of(model) - (target if name == "tilted" else law)).abs().sum()) / 2
     assert float((law - target).abs().sum()) / 2 > 0.45
-    assert apart["tilted"] < 0.3 and apart["as it was"] < 0.02
+    assert separate["tilted"] < 0.3 and separate["as it was"] < 0.02
 
 
 @torch.no_grad()
@@ -252,7 +254,7 @@ def test_the_exact_law_by_all_orders() -> None:
 
 
 @pytest.mark.parametrize("name", ("smc", "tds"))
-def test_particles_come_to_the_tilted_law(name: str) -> None:
+def test_particles_reach_the_tilted_law(name: str) -> None:
     torch.manual_seed(0)
     model = Flat(V + 1, L, [16])
     model.out.weight.data *= 6
@@ -260,42 +262,42 @@ def test_particles_come_to_the_tilted_law(name: str) -> None:
     target = tilted(law, SCORES, 0.2)
     x, passes = STEERED[name](Denoiser(model, PROCESS), *start(20_000), PROCESS, Smooth(), 0.2, steps=16,
                               generator=generator)
-    found = torch.bincount(sequence_index(x, V), minlength=V**L) / len(x)
+    results = torch.bincount(sequence_index(x, V), minlength=V**L) / len(x)
     assert passes == 17
-    assert float((law - target).abs().sum()) / 2 > 0.25 and float((found - target).abs().sum()) / 2 < 0.08
+    assert float((law - target).abs().sum()) / 2 > 0.25 and float((results - target).abs().sum()) / 2 < 0.08
 
 
 def test_guidance_alone_raises_the_score_and_known_elements_stay() -> None:
     model = stack("lstm", loud=2.0).float()
     x, gaps = start(2000)
     gaps[:, 1], x[:, 1] = False, 2
-    drawn = {strength: STEERED["guidance"](Denoiser(model, PROCESS), x, gaps, PROCESS, Smooth(), strength, steps=8,
-                                           generator=torch.Generator().manual_seed(0))[0] for strength in (1e6, 0.1)}
-    assert all(bool((each[:, 1] == 2).all()) for each in drawn.values())
-    weak, strong = (float(SCORES[sequence_index(each, V)].mean()) for each in drawn.values())
-    assert strong > weak + 0.1
+    samples = {strength: STEERED["guidance"](Denoiser(model, PROCESS), x, gaps, PROCESS, Smooth(), strength, steps=8,
+                                             generator=torch.Generator().manual_seed(0))[0] for strength in (1e6, 0.1)}
+    assert all(bool((value[:, 1] == 2).all()) for value in samples.values())
+    weak_score, strong_score = (float(SCORES[sequence_index(value, V)].mean()) for value in samples.values())
+    assert strong_score > weak_score + 0.1
 
 
 @pytest.mark.parametrize("backbone", ("attention", "lstm"))
-def test_what_is_told_counts_for_more(backbone: str) -> None:
+def test_classifier_free_guidance_weighs_the_label(backbone: str) -> None:
     """The first element says what is wanted, 0 nothing: each mask has told^w untold^(1 - w), and the rest stays."""
     predict = Denoiser(stack(backbone, loud=3.0).double(), PROCESS)
     x, t = torch.tensor([[1, V, V], [2, V, 1]]), torch.ones(2, dtype=torch.float64)
     labels = torch.tensor([True, False, False])
-    told, untold = predict(x, t), predict(torch.where(labels, 0, x), t)
-    assert (told - untold)[x == V].abs().max().item() > 0.05
+    conditional, unconditional = predict(x, t), predict(torch.where(labels, 0, x), t)
+    assert (conditional - unconditional)[x == V].abs().max().item() > 0.05
     for weight in (0.0, 1.0, 3.0):
-        found = classifier_free(predict, labels, 0, weight)(x, t)
-        wanted = (told.exp() ** weight * untold.exp() ** (1 - weight))[x == V]
-        torch.testing.assert_close(found.exp()[x == V], wanted / wanted.sum(-1, keepdim=True))
-        assert torch.equal(found[x != V].argmax(-1), x[x != V]) and not bool(found.isnan().any())
-    drawn, _ = ancestral(classifier_free(predict, labels, 0, 3.0), x, x == V, PROCESS, steps=4)
-    assert bool((drawn < V).all()) and torch.equal(drawn[x != V], x[x != V])
+        result = classifier_free(predict, labels, 0, weight)(x, t)
+        expected = (conditional.exp() ** weight * unconditional.exp() ** (1 - weight))[x == V]
+        torch.testing.assert_close(result.exp()[x == V], expected / expected.sum(-1, keepdim=True))
+        assert torch.equal(result[x != V].argmax(-1), x[x != V]) and not bool(result.isnan().any())
+    samples, _ = ancestral(classifier_free(predict, labels, 0, 3.0), x, x == V, PROCESS, steps=4)
+    assert bool((samples < V).all()) and torch.equal(samples[x != V], x[x != V])
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(0, 999))
-def test_drawing_again(groups: int, particles: int, seed: int) -> None:
+def test_resampling_keeps_expected_counts(groups: int, particles: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     log_weights = 3 * torch.randn(groups, particles, generator=generator, dtype=torch.float64)
     rows = resample_particles(log_weights, generator).view(groups, particles)
@@ -318,7 +320,7 @@ def test_a_denoiser_of_few_elements_draws_no_others() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 12), st.integers(1, 12), st.integers(0, 999), st.sampled_from([1e-6, 1e-2, 1.0]))
-def test_the_kernel_form_is_the_primal_one(n: int, width: int, seed: int, strength: float) -> None:
+def test_the_kernel_ridge_equals_the_primal_one(n: int, width: int, seed: int, strength: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(n, width, generator=generator, dtype=torch.float64)
     targets = torch.randn(n, generator=generator, dtype=torch.float64)
@@ -330,22 +332,22 @@ def test_the_kernel_form_is_the_primal_one(n: int, width: int, seed: int, streng
     torch.testing.assert_close(ridge(features, targets, strength), primal, atol=tolerance, rtol=1e-6)
 
 
-def test_the_head_is_scikit_learns_ridge() -> None:
+def test_the_ridge_head_equals_scikit_learns() -> None:
     linear = pytest.importorskip("sklearn.linear_model")
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(40, 5, generator=generator, dtype=torch.float64)
     targets = features @ torch.arange(5.0).double() + torch.randn(40, generator=generator, dtype=torch.float64) + 3
     head = RidgeHead.fit(features, targets, 1e-2)
-    theirs = linear.Ridge(alpha=1e-2 * float(features.square().sum()) / 40, fit_intercept=False)
+    reference = linear.Ridge(alpha=1e-2 * float(features.square().sum()) / 40, fit_intercept=False)
     standard = (targets - targets.mean()) / targets.std(correction=0)
-    theirs.fit(features.numpy(), standard.numpy())
-    torch.testing.assert_close(head.standard(features), torch.from_numpy(theirs.predict(features.numpy())))
+    reference.fit(features.numpy(), standard.numpy())
+    torch.testing.assert_close(head.standard(features), torch.from_numpy(reference.predict(features.numpy())))
     torch.testing.assert_close(head(features), head.standard(features) * targets.std(correction=0) + targets.mean())
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=20))
-def test_rank_correlation_is_scipys(pairs: list[tuple[int, int]]) -> None:
+def test_rank_correlation_equals_scipys(pairs: list[tuple[int, int]]) -> None:
     x, y = np.array(pairs).T
     if np.ptp(x) and np.ptp(y):
         assert rank_correlation(x, y) == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
@@ -353,21 +355,21 @@ def test_rank_correlation_is_scipys(pairs: list[tuple[int, int]]) -> None:
         assert math.isnan(rank_correlation(x, y))
 
 
-def test_bagged_heads_are_several() -> None:
+def test_heads_of_more_bags_differ() -> None:
     generator = torch.Generator().manual_seed(0)
     features, targets = torch.randn(30, 4, generator=generator), torch.randn(30, generator=generator)
-    one, five = (RidgeHead.bagged(features, targets, count, generator=torch.Generator().manual_seed(1))
-                 for count in (1, 5))
-    assert not torch.allclose(one.weights, five.weights)
+    single, five = (RidgeHead.bagged(features, targets, count, generator=torch.Generator().manual_seed(1))
+                    for count in (1, 5))
+    assert not torch.allclose(single.weights, five.weights)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_an_encoder_reads_rows_as_the_backbone_reads_ids(backbone: str) -> None:
+def test_encoder_features_of_rows_equal_those_of_ids(backbone: str) -> None:
     model, letters = stack(backbone, vocabulary=9, two=backbone != "mamba").float(), [4, 2, 7]
     encoder, ids = Encoder(model, 9, letters, before=[8]), torch.tensor([[0, 1, 2, 2], [2, 0, 1, 1]])
     lengths = torch.tensor([4, 2])
-    found = encoder(F.one_hot(ids, 3).float(), lengths)
-    for row, length, features in zip(ids, lengths.tolist(), found):
+    results = encoder(F.one_hot(ids, 3).float(), lengths)
+    for row, length, features in zip(ids, lengths.tolist(), results):
         known = torch.tensor([[8, *(letters[i] for i in row[:length])]])
         torch.testing.assert_close(model(known).hidden[0, 1:].mean(0), features, atol=1e-5, rtol=1e-5)
     rows = F.one_hot(ids, 3).float().requires_grad_()
@@ -384,13 +386,13 @@ def test_a_network_learns_to_score(network: str) -> None:
     batch = scored_batch(EVERY, scores)
     learn(model, lambda step: batch, 60, rate=0.03, objective=SquaredError())
     oracle = NetworkOracle(model)
-    found = oracle(F.one_hot(EVERY, V).float())
-    assert float((found - scores).square().mean()) < 0.5 * float(scores.var())
+    results = oracle(F.one_hot(EVERY, V).float())
+    assert float((results - scores).square().mean()) < 0.5 * float(scores.var())
     table = TableOracle(scores, V)(F.one_hot(EVERY, V).float())
     assert torch.equal(table, scores)
 
 
-def test_a_flat_network_reads_ids_and_rows_of_its_length_alone() -> None:
+def test_a_flat_network_accepts_only_its_length() -> None:
     torch.manual_seed(0)
     model, ids = Flat(V, L, [8]), EVERY[:4]
     torch.testing.assert_close(model(ids).logits, model(F.one_hot(ids, V).float()).logits)
@@ -412,16 +414,17 @@ def table(rows: int = 12, width: int = 5, seed: int = 0) -> tuple[Tensor, Tensor
 @given(st.integers(1, 7), st.integers(0, 99))
 def test_the_backward_loss_by_a_direct_solution(designs: int, seed: int) -> None:
     features, targets = table()
-    found = Bidirectional.of(features, targets, strength=1e-3)
+    result = Bidirectional.of(features, targets, strength=1e-3)
     design = torch.randn(2, designs, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    for each, loss in zip(design, found.backward_loss(design)):
-        kernel = each @ each.T
+    for features_of_design, loss in zip(design, result.backward_loss(design)):
+        kernel = features_of_design @ features_of_design.T
         penalty = 1e-3 * torch.trace(kernel) / designs * torch.eye(designs)
-        guess = features @ each.T @ torch.linalg.solve(kernel + penalty, torch.full((designs,), 10.0).double())
+        guess = features @ features_of_design.T @ torch.linalg.solve(kernel + penalty,
+                                                                     torch.full((designs,), 10.0).double())
         torch.testing.assert_close(loss, (targets - guess).square().mean(), rtol=1e-6, atol=1e-6)
 
 
-def test_the_backward_loss_of_a_table_that_the_design_explains_is_nothing() -> None:
+def test_the_backward_loss_of_an_explained_table_is_zero() -> None:
     design = torch.randn(1, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     row = torch.randn(1, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     explained = row @ ridge(design, torch.tensor([10.0]).double())
@@ -445,7 +448,7 @@ def soft(start: Tensor, seed: int = 0, **options: object) -> SoftDesign:
     return SoftDesign(start, V, generator=torch.Generator().manual_seed(seed), **options)  # type: ignore[arg-type]
 
 
-def test_the_slope_of_the_mix_is_that_through_the_virtual_step() -> None:
+def test_the_mix_gradient_goes_through_the_virtual_step() -> None:
     offline, encoder, begin = problem()
     design, mix = soft(begin), torch.full((6,), 0.3, dtype=torch.float64, requires_grad=True)
     forward, backward = offline.slopes(design, design.logits)
@@ -458,29 +461,29 @@ def test_the_slope_of_the_mix_is_that_through_the_virtual_step() -> None:
     torch.testing.assert_close(slope, aimed)
 
 
-def test_at_a_mix_of_one_it_is_gradient_ascent_on_the_ridge() -> None:
+def test_a_mix_of_one_is_gradient_ascent_on_the_ridge() -> None:
     offline, encoder, begin = problem(1.0, 7)
     design = offline(soft(begin))
-    plain = soft(begin)
-    logits = nn.Parameter(plain.logits.clone())
+    soft_design = soft(begin)
+    logits = nn.Parameter(soft_design.logits.clone())
     adam = torch.optim.Adam([logits], 0.1)
     for _ in range(7):
         adam.zero_grad()
-        (10 - encoder(plain.rows(logits)) @ offline.losses.weights).square().sum().backward()
+        (10 - encoder(soft_design.rows(logits)) @ offline.losses.weights).square().sum().backward()
         adam.step()
     torch.testing.assert_close(design.logits, logits.detach())
 
 
-def test_each_design_moves_alone() -> None:
+def test_designs_are_optimised_independently() -> None:
     for options in ({"mix": "adaptive"}, {"mix": "adaptive", "adaptive_rate": True}, {"mix": 0.3}):
         offline, _, begin = problem(**options)  # type: ignore[arg-type]
         together = soft(begin)
-        alone = soft(begin[2:3])
-        alone.logits = together.logits[2:3].clone()
-        torch.testing.assert_close(offline(together).logits[2:3], offline(alone).logits, atol=1e-8, rtol=1e-6)
+        single = soft(begin[2:3])
+        single.logits = together.logits[2:3].clone()
+        torch.testing.assert_close(offline(together).logits[2:3], offline(single).logits, atol=1e-8, rtol=1e-6)
 
 
-def test_hard_rows_have_the_features_of_what_is_decoded() -> None:
+def test_hard_rows_have_the_features_of_the_decoded_design() -> None:
     offline, encoder, begin = problem(steps=40)
     design = offline(soft(begin))
     torch.testing.assert_close(encoder(design.rows()), encoder(F.one_hot(design.ids(), V).double()))
@@ -497,7 +500,7 @@ def test_a_design_begins_at_its_start_and_changes_what_may_change() -> None:
     assert 1 <= int((ends != begin).sum(1).max()) <= 2
 
 
-def test_settings_that_climb() -> None:
+def test_a_learned_mix_climbs_within_its_bounds() -> None:
     by_adam, again_and_again = BilevelScalar(1, 0.5, 0.1, 0.0, 1.0), BilevelScalar(1, 0.1, 0.01, 1e-4, 0.5, True)
     slope = torch.tensor([2.0]).double()
     assert float(by_adam.climb(slope)) == pytest.approx(0.6)
@@ -518,7 +521,7 @@ def test_adams_direction(seed: int) -> None:
     torch.testing.assert_close(place, weight.detach())
 
 
-def test_words_of_hard_letters_are_hard_and_have_gradients() -> None:
+def test_kmer_words_of_hard_letters_are_hard_and_differentiable() -> None:
     ids = torch.tensor([[0, 2, 1, 1]])
     rows = F.one_hot(ids, V).double().requires_grad_()
     words = soft_kmers(rows, 3)
@@ -530,17 +533,17 @@ def test_words_of_hard_letters_are_hard_and_have_gradients() -> None:
     assert float(torch.autograd.grad(words[0, 0, 7], rows)[0].abs().sum()) == 3
 
 
-def test_reports() -> None:
+def test_design_reports() -> None:
     report = percentile_report(torch.tensor([1.0, 2.0, 4.0]), 0.0, 4.0)
     assert (report.best, report.median, report.mean) == (1.0, 0.5, pytest.approx(7 / 12))
     ids = torch.tensor([[0, 1, 2], [0, 1, 2], [0, 2, 2], [1, 1, 1]])
-    found = diversity(ids, V, k=2, natural=ids)
+    results = diversity(ids, V, k=2, natural=ids)
     pairs = [sum(a != b for a, b in zip(x, y)) / 3 for x, y in itertools.combinations(ids.tolist(), 2)]
-    assert found["apart"] == pytest.approx(sum(pairs) / len(pairs)) and found["k-mers"] == pytest.approx(1)
-    assert found["distinct"] == 0.75 and found["entropy"] == pytest.approx(0.5 * math.log(4) + 0.5 * math.log(2))
+    assert results["apart"] == pytest.approx(sum(pairs) / len(pairs)) and results["k-mers"] == pytest.approx(1)
+    assert results["distinct"] == 0.75 and results["entropy"] == pytest.approx(0.5 * math.log(4) + 0.5 * math.log(2))
 
 
-@pytest.mark.parametrize(("what", "says"), [
+@pytest.mark.parametrize(("call", "message"), [
     (lambda: GumbelRollout(0), "at least one step"), (lambda: GumbelRollout(kl="other"), "path, released"),
     (lambda: RewardFineTuning(Smooth(), stack(), -1.0), "0 or more"),
     (lambda: STEERED["smc"](None, *start(5), PROCESS, Smooth(), particles=2), "whole groups"),
@@ -549,9 +552,9 @@ def test_reports() -> None:
     (lambda: SoftDesign(torch.tensor([[5]]), V), "none of the 3 letters"),
     (lambda: percentile_report(torch.ones(3), 1.0, 1.0), "span nothing"),
     (lambda: RidgeHead.fit(torch.ones(1, 2), torch.ones(1)), "at least 2")])
-def test_mistakes(what: partial[object], says: str) -> None:
-    with pytest.raises(SegueError, match=says):
-        what()
+def test_mistakes_give_errors_by_name(call: partial[object], message: str) -> None:
+    with pytest.raises(SegueError, match=message):
+        call()
 
 
 def test_the_ridge_oracle_scores_soft_rows() -> None:
@@ -562,12 +565,12 @@ def test_the_ridge_oracle_scores_soft_rows() -> None:
 
 
 @torch.no_grad()
-def test_path_kl_of_hard_states_is_that_of_the_step() -> None:
+def test_path_kl_of_hard_states_equals_that_of_the_step() -> None:
     """Of one place with a mask: the divergence of what the step makes of it, the mask that stays included."""
     generator = torch.Generator().manual_seed(0)
     log_p, log_q = (torch.randn(4, 1, V, generator=generator, dtype=torch.float64).log_softmax(-1) for _ in range(2))
     rows = F.one_hot(torch.full((4, 1), V), V + 1).double()
     now, before = torch.tensor(0.3).double(), torch.tensor(0.5).double()
-    p, q = (torch.cat([each.exp() * 0.2 / 0.7, torch.full((4, 1, 1), 0.5 / 0.7).double()], -1)
-            for each in (log_p, log_q))
+    p, q = (torch.cat([log_probs.exp() * 0.2 / 0.7, torch.full((4, 1, 1), 0.5 / 0.7).double()], -1)
+            for log_probs in (log_p, log_q))
     torch.testing.assert_close(path_kl(log_p, log_q, rows, now, before), (p * (p / q).log()).sum((1, 2)))

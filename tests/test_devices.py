@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretend import Mixed, pretended, there
+from pretend import Mixed, is_on_device, pretended
 from test_mixers import SUBJECTS, VARIANTS
 
 import segue
@@ -27,7 +27,7 @@ def test_the_pretended_device_is_as_strict_as_a_real_one() -> None:
     with pretended() as cuda:
         x = torch.zeros(3, 2, device=cuda)
         assert (x + 1).device.type == x[0].device.type == torch.ones(2).to(x).device.type == "cuda"
-        assert x.cpu().device.type == torch.ones(2).device.type == "cpu" and there(x.new_zeros(2))
+        assert x.cpu().device.type == torch.ones(2).device.type == "cpu" and is_on_device(x.new_zeros(2))
         assert (x + torch.tensor(2.0)).device.type == "cuda"  # one number may lie anywhere
         assert x[torch.tensor([0, 1])].shape == (2, 2)  # and so may places
         with pytest.raises(Mixed):
@@ -45,16 +45,16 @@ def test_the_pretended_device_is_as_strict_as_a_real_one() -> None:
         assert layer.weight.grad is not None and layer.weight.grad.device.type == "cuda"
 
 
-def live(mixer: Mixer, width: int, least: int) -> None:
+def run_life(mixer: Mixer, width: int, shortest: int) -> None:
     """A short life of a mixer on the device of its weights: learning, documents, pieces, a tree, rows that come and go.
     """
     device = next(mixer.parameters()).device
-    x = torch.randn(2, least + 9, width).to(device).requires_grad_()
+    x = torch.randn(2, shortest + 9, width).to(device).requires_grad_()
     mixer(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.device.type == device.type for p in mixer.parameters())
     starts = torch.zeros(2, x.shape[1], dtype=torch.bool, device=device)
     starts[:, 0] = starts[0, 4] = True
-    if mixer.resettable and not least:
+    if mixer.resettable and not shortest:
         mixer(x, Layout.chain((2, x.shape[1]), starts=starts)).sum().backward()
     if not mixer.causal:
         return
@@ -79,10 +79,10 @@ def live(mixer: Mixer, width: int, least: int) -> None:
 def test_mixers_stay_on_their_device(name: str) -> None:
     with pretended() as cuda:
         mixer = (SUBJECTS | VARIANTS)[name](8).to(cuda)
-        live(mixer, 8, 4 if mixer.needs_whole_prompt else 0)
+        run_life(mixer, 8, 4 if mixer.needs_whole_prompt else 0)
 
 
-def test_a_model_learns_and_speaks_where_it_is(tmp_path: Path) -> None:
+def test_fitted_models_stay_on_their_device(tmp_path: Path) -> None:
     with pretended() as cuda:
         fitted = segue.fit(TEXT, out=tmp_path / "m", steps=2, mixer="attention+gru", mix=False, ema=0.9, device=cuda,
                            **{**SIZE, "depth": 2})
@@ -91,7 +91,7 @@ def test_a_model_learns_and_speaks_where_it_is(tmp_path: Path) -> None:
             fitted.update(TEXT[:12], strategy, steps=1, quiet=True, device=cuda)
             assert fitted.device.type == "cpu"
         fitted = segue.load(tmp_path / "m", cuda)
-        assert fitted.device.type == "cuda" and all(there(p) for p in fitted.model.parameters())
+        assert fitted.device.type == "cuda" and all(is_on_device(p) for p in fitted.model.parameters())
         assert fitted.embed(TEXT[:2]).vectors.shape == (2, 16)
         for decoder in ("greedy", "sample", "lookup", "beam"):
             assert fitted.continue_(["fox", "the dog"], 3, decoder)
@@ -121,7 +121,7 @@ def test_answers_are_denoised_on_the_device_of_the_model() -> None:
         assert len(denoise(model, [[1, 2], [3]], [[2, 3], [1]], steps=2, temperature=1.0)) == 2
 
 
-def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_device_is_refused(tmp_path: Path) -> None:
     for name in ("no-such", "meta"):
         with pytest.raises(SegueError, match=f"device '{name}' "):
             place(name)

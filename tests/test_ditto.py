@@ -45,18 +45,18 @@ def rows(*texts: Sequence[int]) -> Batch:
     return Batch(tokens[:, :-1], tokens[:, 1:])
 
 
-def test_by_hand() -> None:
+def test_repeated_batches_equal_those_by_hand() -> None:
     """Parity check 1: a sentence of two tokens (its separator and one more), three copies of it."""
     text = [5, END, 3, 4, END, 7, END, 6]  # the sentences: 3 4, then 7
-    again, period, weight = DecayedRepetition(END).repeat(rows([*text, 9]))
-    assert again.tokens.tolist() == [[3, 4, END, 7, END, 7, END, 7]]
-    assert again.targets.tolist() == [[4, END, 7, END, 7, END, 7, END]]
+    repeated, period, weight = DecayedRepetition(END).repeat(rows([*text, 9]))
+    assert repeated.tokens.tolist() == [[3, 4, END, 7, END, 7, END, 7]]
+    assert repeated.targets.tolist() == [[4, END, 7, END, 7, END, 7, END]]
     assert period.tolist() == [[0, 0, 0, 2, 2, 2, 2, 2]]
     torch.testing.assert_close(weight, torch.tensor([[0, 0, 0, 8 / 5, 8 / 5, 8 / 5, 8 / 5, 8 / 5]]))
     # Probabilities of the targets at each place; all others share the rest.
     p = torch.tensor([0.2, 0.5, 0.6, 0.5, 0.3, 0.1, 0.9, 0.7], dtype=torch.float64)
     scores = ((1 - p) / 9).log()[:, None].repeat(1, 10)
-    scores[torch.arange(8), again.targets[0]] = p.log()
+    scores[torch.arange(8), repeated.targets[0]] = p.log()
     loss = DecayedRepetition(END, gamma=0.5)(Said(scores), rows([*text, 9]))
     pairs = [(0.5, 0.5), (0.3, 0.6), (0.1, 0.5), (0.9, 0.3), (0.7, 0.1)]
     assert float(loss.total.detach()) == pytest.approx(sum(-math.log(1 - abs(a - 0.5 * b)) for a, b in pairs) / 5 * 8)
@@ -69,31 +69,31 @@ def test_by_hand() -> None:
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(0, 99), st.integers(1, 3))
 def test_a_sentence_is_repeated_with_the_one_before_it(text: list[int], seed: int, together: int) -> None:
     row = torch.tensor(text)
-    found = repeat_sentence(row, END, np.random.default_rng(seed), together)
+    result = repeat_sentence(row, END, np.random.default_rng(seed), together)
     ends = [i for i, token in enumerate(text) if token == END]
     choices = [(text[a + 1 : b], text[b:c]) for a, b in zip(ends, ends[1:]) for c in ends
                if c > b and text[b:c].count(END) <= together]
     choices = [(before, said) for before, said in choices if len(said) > 1 and len(before) + 2 * len(said) <= len(text)]
-    if found is None:
+    if result is None:
         assert not choices
         return
-    said = row[found.places].tolist()
+    said = row[result.places].tolist()
     assert len(said) == len(text) + 1
     assert said in [(before + sentence * len(text))[: len(text) + 1] for before, sentence in choices]
-    assert said[found.begin : -found.period] == said[found.begin + found.period :]
-    assert 1 <= said[found.begin : found.begin + found.period].count(END) <= together
+    assert said[result.begin : -result.period] == said[result.begin + result.period :]
+    assert 1 <= said[result.begin : result.begin + result.period].count(END) <= together
 
 
-def test_what_is_drawn_belongs_to_the_step() -> None:
+def test_repeated_batches_depend_on_the_step() -> None:
     text = torch.randint(0, 5, (1, 60))
-    batch, objective, found = Batch(text, text.roll(-1, 1)), DecayedRepetition(END), set()
+    batch, objective, result = Batch(text, text.roll(-1, 1)), DecayedRepetition(END), set()
     for seed in range(12):
         torch.manual_seed(seed)
         torch.rand(seed)  # what was drawn before in this step changes nothing
-        found.add(tuple(objective.repeat(batch)[0].tokens[0].tolist()))
+        result.add(tuple(objective.repeat(batch)[0].tokens[0].tolist()))
         torch.manual_seed(seed)
-        assert tuple(objective.repeat(batch)[0].tokens[0].tolist()) in found
-    assert len(found) > 3
+        assert tuple(objective.repeat(batch)[0].tokens[0].tolist()) in result
+    assert len(result) > 3
 
 
 def test_gradients() -> None:
@@ -109,13 +109,13 @@ def test_gradients() -> None:
         return -(1 - (x - 0.5 * shifted).abs()).log() * (period > 0)
 
     assert torch.autograd.gradcheck(penalty, chance)
-    wanted, = torch.autograd.grad(penalty(chance).sum(), chance)
+    expected, = torch.autograd.grad(penalty(chance).sum(), chance)
     actual, = torch.autograd.grad((objective.penalty(chance, period) * (period > 0)).sum(), chance)
-    torch.testing.assert_close(actual, wanted)
+    torch.testing.assert_close(actual, expected)
     assert not actual[0, :4].any() and actual[0, 4:].all()  # places 1 to 3 are only ever compared with
 
 
-def test_a_model_that_decays_is_left_alone() -> None:
+def test_a_decaying_model_has_no_gradient() -> None:
     """Parity check 3: p_t = gamma * p_{t - l} is a minimum of value 0."""
     first, gamma = torch.tensor([0.9, 0.4, 0.7], dtype=torch.float64), 0.5
     chance = torch.cat([first * gamma**n for n in range(4)])[None].requires_grad_()
@@ -127,7 +127,7 @@ def test_a_model_that_decays_is_left_alone() -> None:
         assert float((DecayedRepetition(END, gamma).penalty(moved, period) * (period > 0)).sum()) > 1e-4
 
 
-def test_without_decay_it_is_unlikelihood() -> None:
+def test_without_decay_the_loss_equals_unlikelihood() -> None:
     """Parity check 4."""
     chance, period = torch.rand(3, 8, dtype=torch.float64), torch.full((3, 8), 2)
     torch.testing.assert_close(DecayedRepetition(END, 0.0, excess=True).penalty(chance, period), -(1 - chance).log())
@@ -145,8 +145,8 @@ def test_token_unlikelihood_by_hand() -> None:
     scores = torch.randn(5, 6, dtype=torch.float64)
     p = scores.softmax(-1)
     nats = -sum(p[i, t].log() for i, t in enumerate([2, 4, 1, 2]))
-    wrong = [(1, 2), (2, 2), (2, 4), (3, 1)]  # 2 is right at place 0; 4 at place 1 is the answer; a document at 3
-    expected = nats - 0.5 * sum((1 - p[i, c]).log() for i, c in wrong)
+    candidates = [(1, 2), (2, 2), (2, 4), (3, 1)]  # 2 is right at place 0; 4 at place 1 is the answer; a document at 3
+    expected = nats - 0.5 * sum((1 - p[i, c]).log() for i, c in candidates)
     loss = TokenUnlikelihood(0.5)(Said(scores), Batch(tokens, targets, starts))
     assert float(loss.total) == pytest.approx(float(expected))
     assert float(loss.terms["nats"]) == pytest.approx(float(nats))
@@ -170,7 +170,7 @@ class Counted(NextElement):
         return super().__call__(model, batch)
 
 
-def test_the_coin_is_a_function_of_the_step(tmp_path: Path) -> None:
+def test_repetition_steps_depend_on_the_step_only(tmp_path: Path) -> None:
     def learn(steps: int, folder: Path | None, accumulate: int = 1) -> tuple[list[int], list[int], Run]:
         torch.manual_seed(0)
         plan = Plan(5, width=8, context=6, rows=4, steps=40, muon=False, seed=3, accumulate=accumulate)
@@ -201,7 +201,7 @@ def test_the_coin_is_a_function_of_the_step(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
-def test_shares_and_gamma_are_checked() -> None:
+def test_bad_shares_and_gamma_are_refused() -> None:
     with pytest.raises(SegueError, match="shares"):
         Mixed([(NextElement(), 0.0)])
     with pytest.raises(SegueError, match="gamma"):
@@ -211,10 +211,10 @@ def test_shares_and_gamma_are_checked() -> None:
 
 
 @given(st.lists(st.integers(0, 3), max_size=30), st.integers(1, 5))
-def test_repetition_counts_ngrams(text: list[int], n: int) -> None:
+def test_repetition_equals_ngram_counts(text: list[int], n: int) -> None:
     """Parity check 5: against plain sets and lists."""
-    found = [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
-    assert repetition(text, n) == pytest.approx(1 - len(set(found)) / len(found) if found else 0.0)
+    results = [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+    assert repetition(text, n) == pytest.approx(1 - len(set(results)) / len(results) if results else 0.0)
 
 
 def test_reinforcement_by_hand() -> None:
@@ -223,12 +223,13 @@ def test_reinforcement_by_hand() -> None:
     chance, rises, wins = [], [], []
     for context, sentence in texts:
         p = np.exp(model.answer(context, sentence * 4)).reshape(4, len(sentence), -1)
-        said = p[:, range(len(sentence)), sentence]
-        chance.append(said)
-        rises.append(said > said[0])
+        sentence_probs = p[:, range(len(sentence)), sentence]
+        chance.append(sentence_probs)
+        rises.append(sentence_probs > sentence_probs[0])
         wins.append(p.argmax(-1) == np.array(sentence))
-    found = reinforcement(model, texts, 4)
-    for ours, naive in ((found.chance, chance), (found.risen, rises), (found.chosen, wins)):
-        np.testing.assert_allclose(ours, np.concatenate(naive, 1).mean(1))
+    result = reinforcement(model, texts, 4)
+    for actual, naive in ((result.chance, chance), (result.risen, rises), (result.chosen, wins)):
+        np.testing.assert_allclose(actual, np.concatenate(naive, 1).mean(1))
     inner = reinforcement(model, texts, 4, slice(1, None))
-    np.testing.assert_allclose(inner.chance, np.concatenate([said[:, 1:] for said in chance], 1).mean(1))
+    np.testing.assert_allclose(inner.chance,
+                               np.concatenate([sentence_probs[:, 1:] for sentence_probs in chance], 1).mean(1))

@@ -44,9 +44,9 @@ def test_contributing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for block in blocks(ROOT / "CONTRIBUTING.md", "python"):
         if named := re.match(r"# (segue/\S+)", block):
             assert not (ROOT / named[1]).exists(), f"{named[1]} is there: a reader would lose it"
-            said = subprocess.run([sys.executable, "-m", "ruff", "check", "--stdin-filename", ROOT / named[1], "-"],
-                                  input=block, capture_output=True, text=True, cwd=ROOT)
-            assert said.returncode == 0, said.stdout
+            process = subprocess.run([sys.executable, "-m", "ruff", "check", "--stdin-filename", ROOT / named[1], "-"],
+                                     input=block, capture_output=True, text=True, cwd=ROOT)
+            assert process.returncode == 0, process.stdout
         exec(compile(block, block.splitlines()[0], "exec", dont_inherit=True), scope)
 
 
@@ -64,7 +64,7 @@ def test_links_and_commands(page: Path) -> None:
             other = page.parent / target if target else page
             assert other.exists(), f"{page.name} links to {target}"
             assert not part or other.suffix != ".md" or part in anchors(other), f"{page.name} links to {target}#{part}"
-    known = {command.name for command in cli.app.registered_commands}
+    commands = {command.name for command in cli.app.registered_commands}
     for block in blocks(page, "sh"):
         for name in re.findall(r"^segue ([a-z][a-z-]*)", block, re.MULTILINE):
-            assert name in known, f"{page.name} says: segue {name}"
+            assert name in commands, f"{page.name} says: segue {name}"

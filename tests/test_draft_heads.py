@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from weights import amplify, shake
 
 from segue.decoding import Cost, generate
 from segue.decoding.draft.base import Tip, Tree
@@ -38,9 +39,7 @@ TREE = ((0,), (0, 0), (1,), (0, 1), (0, 0, 2), (2,), (1, 0), (0, 0, 0))
 def base(mixers: str = "attention", dtype: torch.dtype = torch.float64, seed: int = 0) -> Stack:
     torch.manual_seed(seed)
     model = Stack(StackConfig(VOCABULARY, 16, mixers.split("+"))).to(dtype).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 2.5  # far from uniform scores, so that there is something to draft
+    amplify(model, 2.5)
     return model
 
 
@@ -48,9 +47,7 @@ def wild(model: Stack, kind: str, seed: int = 0, **choices: Any) -> DraftHeads:
     """Heads with weights that nobody trained."""
     heads = DraftHeads.for_base(model, heads=3, **(KINDS[kind] | choices))
     torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in heads.parameters():
-            parameter += torch.randn_like(parameter) * 0.2
+    shake(heads, 0.2)
     return heads
 
 
@@ -63,12 +60,12 @@ def naive_draft(model: Stack, heads: DraftHeads, text: list[int], paths: Any) ->
     """The tokens of a tree behind `text`, every path from the beginning and alone."""
     with torch.no_grad():
         hidden = model(torch.tensor([text])).hidden[:, :-1]  # the last token has not been read when a draft is made
-        shown = heads.condition(hidden)[0, -1]
+        condition = heads.condition(hidden)[0, -1]
         tokens = []
         for path in paths:
             said = [text[-1]]
             for k, rank in enumerate(path, 1):
-                scores = heads.logits(k, shown, torch.tensor(said))
+                scores = heads.logits(k, condition, torch.tensor(said))
                 said.append(int(scores.argsort(descending=True)[rank]))
             tokens.append(said[-1])
     return tokens
@@ -77,8 +74,8 @@ def naive_draft(model: Stack, heads: DraftHeads, text: list[int], paths: Any) ->
 class Watched(HeadsDraft):
     """Keeps every draft with the text that it follows."""
 
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.texts: dict[int, list[int]] = {}
         self.drafts: list[tuple[list[int], Tip, Tree]] = []
 
@@ -101,64 +98,65 @@ class Moody(Cost):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_untrained_head_says_what_the_base_says(kind: str) -> None:
+def test_untrained_heads_repeat_the_base(kind: str) -> None:
     model = base()
     output = model(torch.arange(8)[None])
     heads = DraftHeads.for_base(model, **KINDS[kind])
     for k in range(1, 5):
-        ours = heads.logits(k, heads.condition(output.hidden), torch.ones(1, 8, k).long())
-        torch.testing.assert_close(ours, output.logits)
+        actual = heads.logits(k, heads.condition(output.hidden), torch.ones(1, 8, k).long())
+        torch.testing.assert_close(actual, output.logits)
 
 
-@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize("enough_data", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_heads_begin_as_the_nearest_linear_map(kind: str, many: bool) -> None:
+def test_heads_start_as_the_least_squares_map(kind: str, enough_data: bool) -> None:
     """Also where there are fewer kinds of tokens than channels, or than tokens to fit."""
     model = base()
-    text = torch.randint(VOCABULARY, (40, 21)) if many else torch.randint(4, (2, 9))
+    text = torch.randint(VOCABULARY, (40, 21)) if enough_data else torch.randint(4, (2, 9))
     batch = Batch(text[:, :-1], text[:, 1:], None, {"hidden": model(text[:, :-1]).hidden.detach()})
     heads = DraftHeads.for_base(model, heads=3, **KINDS[kind])
     initialise_linear(heads, batch, ridge=1e-6)
-    known, said, _ = lookahead_targets(batch, 3)
+    hidden_at, following, _ = lookahead_targets(batch, 3)
     hidden = batch.channels["hidden"]
-    length = known.shape[1]
+    length = hidden_at.shape[1]
     for k in (1, 2, 3):
         z = hidden[:, :length]
         if heads.config.sequential:
-            z = torch.cat([z, model.embedding(said[:, :, :k]).flatten(2)], -1)
-        wanted = hidden[:, k : k + length].flatten(0, 1)
-        nearest = torch.linalg.lstsq(z.flatten(0, 1), wanted, driver="gelsd").solution
-        scores = heads.logits(k, heads.condition(hidden[:, :length]), said[:, :, :k]).flatten(0, 1)
+            z = torch.cat([z, model.embedding(following[:, :, :k]).flatten(2)], -1)
+        expected = hidden[:, k : k + length].flatten(0, 1)
+        nearest = torch.linalg.lstsq(z.flatten(0, 1), expected, driver="gelsd").solution
+        scores = heads.logits(k, heads.condition(hidden[:, :length]), following[:, :, :k]).flatten(0, 1)
         torch.testing.assert_close(scores, model.head(z.flatten(0, 1) @ nearest), atol=0.01, rtol=0.01)
     before = {name: tensor.clone() for name, tensor in heads.state_dict().items()}
     initialise_linear(heads, Batch(text[:, :3], text[:, 1:4], None, {"hidden": hidden[:, :3]}))  # none is so long
     assert all(torch.equal(tensor, before[name]) for name, tensor in heads.state_dict().items())
 
 
-def test_hydra_that_sees_no_tokens_is_medusa() -> None:
+def test_hydra_without_token_weights_equals_medusa() -> None:
     model = base()
     medusa, hydra = wild(model, "medusa"), wild(model, "hydra", seed=1)
     with torch.no_grad():
-        for one, two in zip(medusa.heads, hydra.heads):
-            two.skip.weight.zero_()
-            two.skip.weight[:, :16] = torch.eye(16)
-            two.blocks[0].weight.zero_()
-            two.blocks[0].weight[:, :16], two.blocks[0].bias[:] = one.blocks[0].weight, one.blocks[0].bias
-            two.blocks[1].load_state_dict(one.blocks[1].state_dict())
-            two.out.load_state_dict(one.out.state_dict())
+        for medusa_head, hydra_head in zip(medusa.heads, hydra.heads):
+            hydra_head.skip.weight.zero_()
+            hydra_head.skip.weight[:, :16] = torch.eye(16)
+            hydra_head.blocks[0].weight.zero_()
+            hydra_head.blocks[0].weight[:, :16] = medusa_head.blocks[0].weight
+            hydra_head.blocks[0].bias[:] = medusa_head.blocks[0].bias
+            hydra_head.blocks[1].load_state_dict(medusa_head.blocks[1].state_dict())
+            hydra_head.out.load_state_dict(medusa_head.out.state_dict())
     hidden = torch.randn(5, 16, dtype=torch.float64)
     for k in (1, 2, 3):
-        said = torch.randint(VOCABULARY, (5, k))
-        torch.testing.assert_close(hydra.logits(k, hidden, said), medusa.logits(k, hidden, said))
+        tokens = torch.randint(VOCABULARY, (5, k))
+        torch.testing.assert_close(hydra.logits(k, hidden, tokens), medusa.logits(k, hidden, tokens))
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_what_is_looked_up_is_what_is_multiplied(layers: int) -> None:
+def test_tabulated_heads_equal_multiplied_ones(layers: int) -> None:
     heads = wild(base(), "hydra", layers=layers)
-    shown, quick = torch.randn(2, 1, 16, dtype=torch.float64), TabulatedHeads(heads)
-    for k, begun in enumerate(quick.project_condition(shown), 1):
-        said = torch.randint(VOCABULARY, (2, 5, k))
-        torch.testing.assert_close(quick.logits(k, begun, said), heads.logits(k, shown, said))
+    condition, tabulated = torch.randn(2, 1, 16, dtype=torch.float64), TabulatedHeads(heads)
+    for k, begun in enumerate(tabulated.project_condition(condition), 1):
+        tokens = torch.randint(VOCABULARY, (2, 5, k))
+        torch.testing.assert_close(tabulated.logits(k, begun, tokens), heads.logits(k, condition, tokens))
     assert HeadsDraft(heads).quick is not None  # so the other tests draft with it
     assert not TabulatedHeads.is_worthwhile(HeadsConfig(50_000, 768), 4)
     assert not TabulatedHeads.is_worthwhile(HeadsConfig(11, 16, sequential=False), 4)
@@ -166,43 +164,44 @@ def test_what_is_looked_up_is_what_is_multiplied(layers: int) -> None:
 
 @pytest.mark.parametrize("tables", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_compiled_heads_are_the_heads(kind: str, tables: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_heads_equal_the_heads(kind: str, tables: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged rows, piece after piece; with float32 weights exactly, with bytes nearly."""
     worthwhile = staticmethod(lambda config, size: tables and config.sequential)
     monkeypatch.setattr(TabulatedHeads, "is_worthwhile", worthwhile)
     heads = wild(base(dtype=torch.float32), kind).eval()
     pieces = [torch.randn(2, n, 16) for n in (5, 1, 3)]
-    said = torch.randint(VOCABULARY, (2, 4, 3))
+    tokens = torch.randint(VOCABULARY, (2, 4, 3))
     for weights, tolerance in (("float32", 1e-4), ("int8", 0.1)):
         fast, states = CompiledHeads(heads, weights), []
         if heads.config.window:
             states = [heads.init_state(2), fast.init_state(2)]
         with torch.inference_mode():
             for piece in pieces:
-                one, two = (each.condition(piece, None, *states[at : at + 1]) for at, each in enumerate((heads, fast)))
-                assert float((one - two).norm() / one.norm()) < tolerance
+                expected, actual = (form.condition(piece, None, *states[at : at + 1])
+                                    for at, form in enumerate((heads, fast)))
+                assert float((expected - actual).norm() / expected.norm()) < tolerance
                 for state in states:
                     state.commit(None, torch.tensor([piece.shape[1], piece.shape[1] - 1]))
-                shown = one[:, -1:]
-                for k, begun in enumerate(fast.project_condition(shown), 1):
-                    scores = heads.logits(k, shown.expand(2, 4, 16), said[..., :k])
-                    found = fast.logits(k, begun, said[..., :k]).expand_as(scores)
-                    assert float((scores - found).norm() / scores.norm()) < tolerance
+                condition = expected[:, -1:]
+                for k, begun in enumerate(fast.project_condition(condition), 1):
+                    scores = heads.logits(k, condition.expand(2, 4, 16), tokens[..., :k])
+                    results = fast.logits(k, begun, tokens[..., :k]).expand_as(scores)
+                    assert float((scores - results).norm() / scores.norm()) < tolerance
     assert isinstance(HeadsDraft(heads).reader, CompiledHeads) == is_warm()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_is_the_same_where_the_base_has_been_read_before(kind: str) -> None:
+def test_the_loss_accepts_stored_hidden_vectors(kind: str) -> None:
     model, text = base(), torch.randint(VOCABULARY, (3, 9))
     batch = Batch(text[:, :-1], text[:, 1:])
     loss, heads = DraftHeadsLoss(model, distil=True), wild(model, kind)
-    known = replace(batch, channels={"hidden": model(batch.tokens).hidden.detach()})
-    torch.testing.assert_close(loss(heads, known).total, loss(heads, batch).total)
+    with_hidden = replace(batch, channels={"hidden": model(batch.tokens).hidden.detach()})
+    torch.testing.assert_close(loss(heads, with_hidden).total, loss(heads, batch).total)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("distil", [False, True])
-def test_the_loss_is_that_of_every_place_alone(kind: str, distil: bool) -> None:
+def test_the_loss_equals_a_sum_over_positions(kind: str, distil: bool) -> None:
     model = base("attention")
     heads = wild(model, kind)
     random = torch.Generator().manual_seed(0)
@@ -215,13 +214,13 @@ def test_the_loss_is_that_of_every_place_alone(kind: str, distil: bool) -> None:
     expected = 0.0
     for document in documents:
         output = model(document[None, :-1])
-        shown = heads.condition(output.hidden)[0]
+        condition = heads.condition(output.hidden)[0]
         for k in (1, 2, 3):
             for t in range(len(document) - 1 - k):
-                scores = heads.logits(k, shown[t], document[t + 1 : t + 1 + k]).log_softmax(-1)
-                wanted = output.logits[0, t + k].softmax(-1) if distil else \
+                scores = heads.logits(k, condition[t], document[t + 1 : t + 1 + k]).log_softmax(-1)
+                target = output.logits[0, t + k].softmax(-1) if distil else \
                     F.one_hot(document[t + 1 + k], VOCABULARY)
-                expected += 0.8**k * -float((wanted * scores).sum().detach())
+                expected += 0.8**k * -float((target * scores).sum().detach())
     loss = DraftHeadsLoss(model, distil=distil)(heads, Batch(tokens, targets, starts))
     assert float(loss.total.detach()) == pytest.approx(expected, rel=1e-5)
     assert loss.count == 13
@@ -230,19 +229,19 @@ def test_the_loss_is_that_of_every_place_alone(kind: str, distil: bool) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mixers", ["attention", "gru", "mamba+attention+gru"])
-def test_no_heads_change_a_token(mixers: str, kind: str) -> None:
+def test_draft_heads_change_no_token(mixers: str, kind: str) -> None:
     """Greedy and sampled, ragged rows, drafts switched on and off; and every draft is the naive one."""
     emitted = 0
-    for seed, way in enumerate(({}, {"decoder": "sample", "temperature": 0.8, "repetition_penalty": 1.1})):
+    for seed, options in enumerate(({}, {"decoder": "sample", "temperature": 0.8, "repetition_penalty": 1.1})):
         model = base(mixers, seed=seed)
         heads = wild(model, kind, seed)
-        eos = 0 if way else None
-        plain = generate(model, prompts(seed), 24, seed=seed, eos=eos, **way)  # type: ignore[arg-type]
+        eos = 0 if options else None
+        undrafted = generate(model, prompts(seed), 24, seed=seed, eos=eos, **options)  # type: ignore[arg-type]
         for cost in (Cost(sizes=(8,), fixed=True), Moody(sizes=(0, 8))):
             drafter = Watched(heads, TREE)
             drafted = generate(model, prompts(seed), 24, draft=drafter, seed=seed, eos=eos, cost=cost,
-                               **way)  # type: ignore[arg-type]
-            assert [(a.tokens, a.finish) for a in plain] == [(a.tokens, a.finish) for a in drafted]
+                               **options)  # type: ignore[arg-type]
+            assert [(a.tokens, a.finish) for a in undrafted] == [(a.tokens, a.finish) for a in drafted]
             assert not drafter._seen  # nothing stays of requests that have ended
             emitted += sum(answer.produced for answer in drafted)
             for text, tip, tree in drafter.drafts[::5]:
@@ -252,7 +251,7 @@ def test_no_heads_change_a_token(mixers: str, kind: str) -> None:
     assert emitted > 100
 
 
-def test_scores_at_the_nodes_are_those_of_the_paths() -> None:
+def test_node_scores_equal_path_scores() -> None:
     model = base("mamba+attention+gru")
     drafter = HeadsDraft(wild(model, "hydra++"), TREE)
     text = prompts()[1]
@@ -266,41 +265,41 @@ def test_scores_at_the_nodes_are_those_of_the_paths() -> None:
         output = model.extend(torch.tensor([[text[-1], *tree.tokens]]), state.snapshot(),
                               torch.tensor([[-1, *(parent + 1 for parent in tree.parents)]]))
         for node in range(len(tree)):
-            path = [tree.tokens[each] for each in tree.path(node)]
-            alone = model(torch.tensor([[*text, *path]])).logits[0, -1]
-            torch.testing.assert_close(output.logits[0, node + 1], alone)
+            path = [tree.tokens[step] for step in tree.path(node)]
+            single = model(torch.tensor([[*text, *path]])).logits[0, -1]
+            torch.testing.assert_close(output.logits[0, node + 1], single)
 
 
 def test_heads_draft_together_with_others() -> None:
     model = base("gru")
-    plain = generate(model, prompts(), 20, eos=0)
+    undrafted = generate(model, prompts(), 20, eos=0)
     both = MergedDrafters([HeadsDraft(wild(model, "hydra++"), TREE), PromptLookup()])
     assert both.needs_hidden
     drafted = generate(model, prompts(), 20, eos=0, draft=both, cost=Moody(sizes=(0, 8)))
-    assert [answer.tokens for answer in plain] == [answer.tokens for answer in drafted]
+    assert [answer.tokens for answer in undrafted] == [answer.tokens for answer in drafted]
 
 
 @pytest.mark.parametrize("kind", ["hydra", "hydra++"])
-def test_requests_that_join_a_running_batch_have_their_own_drafts(kind: str) -> None:
+def test_requests_joining_a_batch_have_their_own_drafts(kind: str) -> None:
     model = base("attention+gru")
     heads = wild(model, kind)
     drafter = Watched(heads, TREE)
     engine = Engine(model, rows=3, piece=4, draft=drafter)
-    told: queue.Queue[tuple[int, AnswerUpdate]] = queue.Queue()
-    said: dict[int, list[int]] = {}
+    updates: queue.Queue[tuple[int, AnswerUpdate]] = queue.Queue()
+    answers: dict[int, list[int]] = {}
     try:
         for number in range(5):
             request = Request(prompts(number)[number % 4], 6 + 5 * (number % 3))
-            engine.submit(request, lambda news, number=number: told.put((number, news)))
+            engine.submit(request, lambda news, number=number: updates.put((number, news)))
         running = 5
         while running:
-            number, news = told.get(timeout=60)
+            number, news = updates.get(timeout=60)
             assert news.error is None
-            said.setdefault(number, []).extend(news.tokens)
+            answers.setdefault(number, []).extend(news.tokens)
             running -= news.finish is not None
     finally:
         engine.close()
-    for number, tokens in said.items():
+    for number, tokens in answers.items():
         assert tokens == generate(model, [prompts(number)[number % 4]], 6 + 5 * (number % 3))[0].tokens
     assert len({len(text) for text, _, _ in drafter.drafts}) > 5 and not drafter._seen
     for text, tip, tree in drafter.drafts:
@@ -308,7 +307,7 @@ def test_requests_that_join_a_running_batch_have_their_own_drafts(kind: str) -> 
         assert tree.tokens == naive_draft(model, heads, text, paths)
 
 
-def test_a_tree_is_the_likeliest_paths() -> None:
+def test_a_tree_holds_the_likeliest_paths() -> None:
     chances = np.random.default_rng(0).random((3, 4)) * 0.5
     every = [path for size in (1, 2, 3) for path in itertools.product(range(4), repeat=size)]
     product = {path: np.prod([chances[depth, rank] for depth, rank in enumerate(path)]) for path in every}
@@ -324,24 +323,24 @@ def test_a_tree_is_the_likeliest_paths() -> None:
         DraftHeads.for_base(base().blocks[0])
 
 
-def test_learned_heads_draft_what_the_base_says() -> None:
+def test_trained_heads_draft_the_bases_own_text() -> None:
     """On the base's own text each sort of heads gets better at it, the base stays, and a counted tree saves passes."""
     model = base("gru", torch.float32, seed=3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     starts = [[i, j] for i in range(VOCABULARY) for j in (1, 2, 3)]
-    said = [start + answer.tokens for start, answer in zip(starts, generate(model, starts, 30))]
-    text = torch.tensor(said)
+    texts = [start + answer.tokens for start, answer in zip(starts, generate(model, starts, 30))]
+    text = torch.tensor(texts)
     batch = Batch(text[:, :-1], text[:, 1:])
     for kind in KINDS:
         torch.manual_seed(0)
         heads = DraftHeads.for_base(model, heads=3, **KINDS[kind])
         hits = count_ranks(heads, model, batch)[0]
         learn(heads, lambda step: batch, 40, rate=3e-3, objective=DraftHeadsLoss(model, distil=kind == "hydra++"))
-        after, asked = count_ranks(heads, model, batch)
-        assert asked.tolist() == [len(said) * (31 - k) for k in (1, 2, 3)]
-        assert after.sum() <= asked.sum() and after[:, 0].sum() > hits[:, 0].sum()
-        drafter = HeadsDraft(heads, build_tree(after / asked[:, None], 12))
+        after, trials = count_ranks(heads, model, batch)
+        assert trials.tolist() == [len(texts) * (31 - k) for k in (1, 2, 3)]
+        assert after.sum() <= trials.sum() and after[:, 0].sum() > hits[:, 0].sum()
+        drafter = HeadsDraft(heads, build_tree(after / trials[:, None], 12))
         answers = generate(model, starts[:4], 30, draft=drafter, adaptive=False)
-        assert [answer.tokens for answer in answers] == [row[2:] for row in said[:4]]
+        assert [answer.tokens for answer in answers] == [row[2:] for row in texts[:4]]
         assert sum(answer.passes for answer in answers) < 0.7 * sum(answer.produced for answer in answers)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

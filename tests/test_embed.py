@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weights import shake
 
 import segue
 from segue import cli
@@ -41,9 +42,7 @@ def stack(mixer: str, both: bool, seed: int = 0) -> Stack:
     names = mixer.split("+")
     config = StackConfig(VOCABULARY, 8, names, {name: options[name] for name in names if name in options})
     model = Stack(both_ways(config) if both else config).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+    shake(model, 0.1)
     return model
 
 
@@ -51,40 +50,40 @@ def stack(mixer: str, both: bool, seed: int = 0) -> Stack:
 @pytest.mark.parametrize("mixer", MIXERS)
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 99), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5))
-def test_a_vector_is_that_of_the_row_alone(mixer: str, both: bool, seed: int, sizes: list[int]) -> None:
+def test_vectors_do_not_depend_on_the_batch(mixer: str, both: bool, seed: int, sizes: list[int]) -> None:
     model, draw = stack(mixer, both), np.random.default_rng(seed)
     rows = [draw.integers(VOCABULARY - 1, size=n) for n in sizes]
-    found = {pool: embed(model, rows, pool, begin=VOCABULARY - 1) for pool in embedding.POOLS}
+    results = {pool: embed(model, rows, pool, begin=VOCABULARY - 1) for pool in embedding.POOLS}
     for index, row in enumerate(rows):
         tokens = torch.tensor([[VOCABULARY - 1, *row]])
         with torch.no_grad():
             hidden = model.hidden(tokens, Layout.of(tokens))[0, 1:].numpy()
-        for pool, wanted in (("mean", hidden.mean(0)), ("first", hidden[0]), ("last", hidden[-1]),
-                             ("ends", np.concatenate([hidden[0], hidden[-1]]))):
-            np.testing.assert_allclose(found[pool][index], wanted, atol=2e-6)
+        for pool, expected in (("mean", hidden.mean(0)), ("first", hidden[0]), ("last", hidden[-1]),
+                               ("ends", np.concatenate([hidden[0], hidden[-1]]))):
+            np.testing.assert_allclose(results[pool][index], expected, atol=2e-6)
 
 
 @given(n=st.integers(1, 40), context=st.integers(1, 12))
-def test_pieces_hold_each_element_once_as_new(n: int, context: int) -> None:
-    found = list(pieces(n, context))
-    assert [i for _, end, new in found for i in range(new, end)] == list(range(n))
-    assert all(0 < end - first <= context for first, end, _ in found)
-    assert all(new - first >= context // 2 for first, _, new in found[1:])
+def test_pieces_cover_each_element_once(n: int, context: int) -> None:
+    results = list(pieces(n, context))
+    assert [i for _, end, new in results for i in range(new, end)] == list(range(n))
+    assert all(0 < end - first <= context for first, end, _ in results)
+    assert all(new - first >= context // 2 for first, _, new in results[1:])
 
 
-def test_long_rows_are_read_by_pieces_or_by_a_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_rows_are_embedded_by_pieces_or_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "PIECE", 5)
     rows = [np.arange(17) % VOCABULARY, np.arange(3), np.arange(23) % 7]
     carried = stack("mamba", False)
     for pool in embedding.POOLS:  # a state knows all of the past, however the row is cut
-        one = [embed(carried, [row], pool, begin=1) for row in rows]
-        np.testing.assert_allclose(embed(carried, rows, pool, 4, begin=1), np.concatenate(one), atol=1e-6)
+        single_rows = [embed(carried, [row], pool, begin=1) for row in rows]
+        np.testing.assert_allclose(embed(carried, rows, pool, 4, begin=1), np.concatenate(single_rows), atol=1e-6)
         tokens = torch.tensor([[1, *rows[0]]])
         with torch.no_grad():
             hidden = carried.hidden(tokens, Layout.of(tokens))[0, 1:].numpy()
-        wanted = {"mean": hidden.mean(0), "first": hidden[0], "last": hidden[-1],
-                  "ends": np.concatenate([hidden[0], hidden[-1]])}
-        np.testing.assert_allclose(one[0][0], wanted[pool], atol=1e-6)
+        expected = {"mean": hidden.mean(0), "first": hidden[0], "last": hidden[-1],
+                    "ends": np.concatenate([hidden[0], hidden[-1]])}
+        np.testing.assert_allclose(single_rows[0][0], expected[pool], atol=1e-6)
     windowed, hidden = stack("attention", True), []
     for first, end, new in pieces(17, 6):
         tokens = torch.from_numpy(rows[0][first:end])[None]
@@ -94,25 +93,25 @@ def test_long_rows_are_read_by_pieces_or_by_a_state(monkeypatch: pytest.MonkeyPa
     np.testing.assert_allclose(embed(windowed, rows, "last", 6)[0], hidden[-1], atol=1e-6)
 
 
-def test_the_encoder_of_an_encoder_decoder_is_read() -> None:
+def test_encoder_decoders_embed_by_their_encoder() -> None:
     torch.manual_seed(0)
     side = StackConfig(VOCABULARY, 8, ["lstm"])
     model = EncoderDecoder(EncoderDecoderConfig(both_ways(side), side)).eval()
     rows = [np.arange(5), np.arange(2)]
     with torch.no_grad():
-        wanted = model.encoder.hidden(torch.arange(2)[None], Layout.chain((1, 2)))[0].mean(0)
-    np.testing.assert_allclose(embed(model, rows)[1], wanted, atol=1e-6)
+        expected = model.encoder.hidden(torch.arange(2)[None], Layout.chain((1, 2)))[0].mean(0)
+    np.testing.assert_allclose(embed(model, rows)[1], expected, atol=1e-6)
 
 
-def test_what_stands_on_a_backbone_gives_the_backbones_vectors() -> None:
+def test_models_on_a_backbone_embed_as_the_backbone() -> None:
     model, rows = stack("lstm", False), [np.arange(5), np.arange(2)]
     np.testing.assert_array_equal(embed(Classifier(model, HEADS["linear"](8, 3)), rows), embed(model, rows))
     torch.manual_seed(0)
     points = PointerNetwork(PointerConfig(SetConfig(2, 8), StackConfig(1, 8, ["gru"]))).eval()
-    drawn = np.random.default_rng(0).random((6, 2)).astype(np.float32)
-    found = embed(points, [drawn, drawn[::-1], drawn[:3]])
-    np.testing.assert_allclose(found[0], found[1], atol=1e-6)  # a set is read in no order
-    assert np.abs(found[0] - found[2]).max() > 1e-4
+    points_of_row = np.random.default_rng(0).random((6, 2)).astype(np.float32)
+    results = embed(points, [points_of_row, points_of_row[::-1], points_of_row[:3]])
+    np.testing.assert_allclose(results[0], results[1], atol=1e-6)  # a set is read in no order
+    assert np.abs(results[0] - results[2]).max() > 1e-4
     with pytest.raises(SegueError, match="no hidden vectors"):
         embed(object(), rows)
 
@@ -131,27 +130,27 @@ def test_every_fitted_model_embeds(options: dict[str, str], tmp_path: Path) -> N
             with pytest.raises(SegueError, match=r"2: the sequence is empty"):
                 model.embed(new)
             new = new[:1]
-        found = model.embed(new)
-        assert found.vectors.shape == (len(new), 16) and np.isfinite(found.vectors).all()
-        again = segue.load(tmp_path / data.__class__.__name__).embed(new)
-        np.testing.assert_array_equal(found.vectors, again.vectors)
-        one = model.embed(new[:1] if isinstance(new, list) else {"a": new["a"]}, pool="ends")
-        assert one.vectors.shape == (1, 32)
+        result = model.embed(new)
+        assert result.vectors.shape == (len(new), 16) and np.isfinite(result.vectors).all()
+        reloaded = segue.load(tmp_path / data.__class__.__name__).embed(new)
+        np.testing.assert_array_equal(result.vectors, reloaded.vectors)
+        first_vector = model.embed(new[:1] if isinstance(new, list) else {"a": new["a"]}, pool="ends")
+        assert first_vector.vectors.shape == (1, 32)
 
 
-def test_a_model_of_times_embeds() -> None:
+def test_timed_models_embed() -> None:
     def played(i: int) -> Record:
         return Record(["a", "b", "a", "c"][: 2 + i % 3], {"time": np.cumsum(np.arange(2 + i % 3) + 0.5)}, f"u{i}")
 
     model = segue.fit([played(i) for i in range(30)], objective="timed", **SMALL)
-    found = model.embed([played(2), played(0), played(2)])
-    assert found.names == ["u2", "u0", "u2"] and found.vectors.shape == (3, 16)
-    np.testing.assert_allclose(found.vectors[0], found.vectors[2])
-    late = Record(played(2).object, {"time": played(2).channels["time"] * 3}, "late")
-    assert np.abs(model.embed([late]).vectors[0] - found.vectors[0]).max() > 1e-4
+    result = model.embed([played(2), played(0), played(2)])
+    assert result.names == ["u2", "u0", "u2"] and result.vectors.shape == (3, 16)
+    np.testing.assert_allclose(result.vectors[0], result.vectors[2])
+    delayed = Record(played(2).object, {"time": played(2).channels["time"] * 3}, "late")
+    assert np.abs(model.embed([delayed]).vectors[0] - result.vectors[0]).max() > 1e-4
 
 
-def test_a_file_of_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_vectors_are_written_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "new.fasta").write_text(">one\nMKVLAAGG\n>two\nMK\n>three\nMKVLAAGGWW\n")
     (tmp_path / "old.fasta").write_text("".join(f">p{i}\n{'MKVLAG'[i % 6:] * (2 + i % 4)}\n" for i in range(40)))
     segue.fit(tmp_path / "old.fasta", out=tmp_path / "model", mixer="lstm", **SMALL)
@@ -159,14 +158,14 @@ def test_a_file_of_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     def run(*arguments: str) -> tuple[int, str]:
         with pytest.raises(SystemExit) as end:
             cli.main(["embed", str(tmp_path / "model"), str(tmp_path / "new.fasta"), *arguments])
-        said = capsys.readouterr()
-        return int(end.value.code or 0), said.out + said.err
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out + captured.err
 
-    code, said = run("--out", str(tmp_path / "vectors.npz"))
-    assert code == 0 and "3 vectors of 16 numbers (mean)" in said
-    with np.load(tmp_path / "vectors.npz", allow_pickle=False) as held:
-        assert [name.split(":")[-1] for name in held["names"]] == ["one", "two", "three"]
-        vectors = held["vectors"]
+    code, output = run("--out", str(tmp_path / "vectors.npz"))
+    assert code == 0 and "3 vectors of 16 numbers (mean)" in output
+    with np.load(tmp_path / "vectors.npz", allow_pickle=False) as archive:
+        assert [name.split(":")[-1] for name in archive["names"]] == ["one", "two", "three"]
+        vectors = archive["vectors"]
     np.testing.assert_array_equal(vectors, segue.load(tmp_path / "model").embed(tmp_path / "new.fasta").vectors)
     assert run("--out", str(tmp_path / "v.parquet"), "--pool", "last")[0] == 0
     import pyarrow.parquet as parquet
@@ -175,16 +174,16 @@ def test_a_file_of_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert table.column_names == ["name", "vector"] and len(table["vector"][0].as_py()) == 16
     for arguments, message in ((("--out", "vectors.pickle"), ".npz or .parquet"),
                                (("--out", str(tmp_path / "w.npz"), "--pool", "max"), "pool 'max' is unknown")):
-        code, said = run(*arguments)
-        assert code == 2 and message in said and not (tmp_path / "w.npz").exists()
+        code, output = run(*arguments)
+        assert code == 2 and message in output and not (tmp_path / "w.npz").exists()
 
 
-def test_what_cannot_be_embedded_is_told() -> None:
+def test_inputs_that_cannot_be_embedded_are_refused() -> None:
     model = segue.fit(PLAYED, mixer="lstm", **SMALL)
     with pytest.raises(SegueError, match="knows none of these"):
         model.embed({"a": ["x", "y"]})
-    found = model.embed({"a": ["s1", "y"]})
-    assert found.notes == ["50.0% of the events are unknown to the model"]
+    result = model.embed({"a": ["s1", "y"]})
+    assert result.notes == ["50.0% of the events are unknown to the model"]
     with pytest.raises(SegueError, match="give at least one"):
         model.embed([])
     with pytest.raises(SegueError, match="sequence 2 is empty"):

@@ -138,8 +138,8 @@ class LowRank(Modes):
 
     def step(self, inputs: Tensors, state: Tensors) -> tuple[torch.Tensor, Tensors]:
         h = torch.view_as_complex(state[0].contiguous())
-        told = (self.seen * h).real.sum(-1, keepdim=True)
-        h = h * self.a + self.b * inputs[0][..., None] - self.away * told
+        feedback = (self.seen * h).real.sum(-1, keepdim=True)
+        h = h * self.a + self.b * inputs[0][..., None] - self.away * feedback
         return (h * self.c).real.sum(-1) + self.d * inputs[0], (torch.view_as_real(h),)
 
     def emit(self, program: Program, inputs: list[View], y: View) -> None:
@@ -264,22 +264,22 @@ class Cell(Probe):
         h, c, n, m = state
         share = torch.einsum("hoi,bhi->bho", self.weight, h.unflatten(-1, (self.heads, -1))) + self.bias
         gates = inputs[0].unflatten(-1, (-1, h.shape[-1])).unbind(1)
-        own = [part.flatten(1) for part in share.unflatten(-1, (len(gates), -1)).unbind(2)]
+        recurrent = [part.flatten(1) for part in share.unflatten(-1, (len(gates), -1)).unbind(2)]
         if self.cell == "elman":
-            h = (gates[0] + own[0]).tanh()
+            h = (gates[0] + recurrent[0]).tanh()
         elif self.cell == "gru":
-            reset, update = (gates[0] + own[0]).sigmoid(), (gates[1] + own[1]).sigmoid()
-            h = torch.lerp((gates[2] + reset * own[2]).tanh(), h, update)
+            reset, update = (gates[0] + recurrent[0]).sigmoid(), (gates[1] + recurrent[1]).sigmoid()
+            h = torch.lerp((gates[2] + reset * recurrent[2]).tanh(), h, update)
         else:
-            i, f, z, o = (x + y for x, y in zip(gates, own))
+            i, f, z, o = (x + y for x, y in zip(gates, recurrent))
             if self.cell == "lstm":
                 c = f.sigmoid() * c + i.sigmoid() * z.tanh()
                 h = o.sigmoid() * c.tanh()
             else:
-                kept = m + torch.nn.functional.logsigmoid(f)
-                m = torch.maximum(kept, i)
-                c = (kept - m).exp() * c + (i - m).exp() * z.tanh()
-                n = ((kept - m).exp() * n + (i - m).exp()).clamp(min=self.floor)
+                decayed = m + torch.nn.functional.logsigmoid(f)
+                m = torch.maximum(decayed, i)
+                c = (decayed - m).exp() * c + (i - m).exp() * z.tanh()
+                n = ((decayed - m).exp() * n + (i - m).exp()).clamp(min=self.floor)
                 h = o.sigmoid() * c / n
         return h, (h, c, n, m)
 
@@ -296,19 +296,19 @@ class Pointwise(Probe):
         self.taps, self.scale = torch.randn(inner, 4), torch.randn(inner)
 
     def step(self, inputs: Tensors, state: Tensors) -> tuple[torch.Tensor, Tensors]:
-        x, gate, each = inputs
+        x, gate, scale = inputs
         line = torch.cat([state[0], x[:, None]], 1)
         y = torch.tanh((line * self.taps.T).sum(1))
-        y = (y * gate.sigmoid()).unflatten(-1, (3, -1)) * torch.nn.functional.softplus(each)[..., None]
+        y = (y * gate.sigmoid()).unflatten(-1, (3, -1)) * torch.nn.functional.softplus(scale)[..., None]
         y = torch.nn.functional.normalize(y, dim=-1).flatten(1) + self.scale * x + self.scale
         y = (0.5 * y - self.scale).exp()
         return (1 + y.clamp(-1.5, 1.5).exp()).reciprocal(), (line[:, 1:],)
 
     def emit(self, program: Program, inputs: list[View], y: View) -> None:
-        x, gate, each = inputs
+        x, gate, scale = inputs
         program.convolve(x, y, self.taps, activation="tanh")
         program.multiply(y, gate, "sigmoid")
-        program.multiply(y, each, "softplus")
+        program.multiply(y, scale, "softplus")
         program.norm(y, y, "l2", None, None, 1e-12, groups=3)
         program.add(x, y, self.scale)
         program.add(self.scale, y)
@@ -446,10 +446,10 @@ def test_every_verb_agrees_with_torch(pairs: Any, name: str, data: st.DataObject
 
     def both(n: int, parents: torch.Tensor | None = None, at: torch.Tensor | None = None) -> None:
         tokens = draw(stack, batch, n, seed=data.draw(st.integers(0, 99)))
-        theirs, ours = stack.extend(tokens, a, parents, at), model.extend(tokens, b, parents, at)
-        assert ours.logits.shape == theirs.logits.shape and ours.hidden.shape == theirs.hidden.shape
-        torch.testing.assert_close(ours.logits, theirs.logits, atol=TOLERANCE, rtol=TOLERANCE)
-        torch.testing.assert_close(ours.hidden, theirs.hidden, atol=TOLERANCE, rtol=TOLERANCE)
+        reference, actual = stack.extend(tokens, a, parents, at), model.extend(tokens, b, parents, at)
+        assert actual.logits.shape == reference.logits.shape and actual.hidden.shape == reference.hidden.shape
+        torch.testing.assert_close(actual.logits, reference.logits, atol=TOLERANCE, rtol=TOLERANCE)
+        torch.testing.assert_close(actual.hidden, reference.hidden, atol=TOLERANCE, rtol=TOLERANCE)
 
     def ragged(n: int) -> torch.Tensor:
         return torch.tensor(data.draw(st.lists(st.integers(0, n), min_size=batch, max_size=batch)))
@@ -475,7 +475,7 @@ def test_every_verb_agrees_with_torch(pairs: Any, name: str, data: st.DataObject
     a.commit(path), b.commit(path)
     back = torch.minimum(ragged(history), a.positions)
     a.rewind(back), b.rewind(back)
-    kept = b.snapshot()
+    snapshot = b.snapshot()
     both(3)
     a.commit(), b.commit()
     both(2)
@@ -484,12 +484,12 @@ def test_every_verb_agrees_with_torch(pairs: Any, name: str, data: st.DataObject
     rows = torch.tensor(data.draw(st.lists(st.integers(0, batch - 1), min_size=1, max_size=5)))
     a, b, batch = a.select(rows), b.select(rows), len(rows)
     both(2)
-    b.restore(kept)
-    assert b.batch == kept.batch and torch.equal(b.positions, kept.positions)
+    b.restore(snapshot)
+    assert b.batch == snapshot.batch and torch.equal(b.positions, snapshot.positions)
 
 
 @pytest.mark.parametrize("name", ["window", "taps", "blocks"])
-def test_what_no_window_reaches_is_dropped(pairs: Any, name: str) -> None:
+def test_cache_rows_outside_every_window_are_dropped(pairs: Any, name: str) -> None:
     stack, model = pairs[name]
     a, b, chance = stack.init_state(3, 4), model.init_state(3, 4), np.random.default_rng(0)
 
@@ -515,14 +515,14 @@ def test_what_no_window_reaches_is_dropped(pairs: Any, name: str) -> None:
             fresh = torch.tensor([0, 1])
             a, b = a.select(fresh).join([stack.init_state(1, 4)]), b.select(fresh).join([model.init_state(1, 4)])
     assert b.longest > 400 and b.capacity <= 512
-    late = b.select(torch.tensor([0])).snapshot()
-    assert late.dropped > 0
+    snapshot = b.select(torch.tensor([0])).snapshot()
+    assert snapshot.dropped > 0
     with pytest.raises(SegueError, match="attention saw there is forgotten"):
-        late.rewind(int(late.lengths[0]))
+        snapshot.rewind(int(snapshot.lengths[0]))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_step_is_an_extend_and_a_commit(pairs: Any, name: str) -> None:
+def test_step_equals_extend_and_commit(pairs: Any, name: str) -> None:
     _, model = pairs[name]
     a, b = model.init_state(3), model.init_state(3)
     for step in range(40):  # past the first capacity of nothing, and more
@@ -534,7 +534,7 @@ def test_a_step_is_an_extend_and_a_commit(pairs: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*CASES, *(f"{name}, int8" for name in INT8)])
-def test_the_same_bits_alone_in_a_batch_as_a_draft_and_on_any_number_of_threads(pairs: Any, name: str) -> None:
+def test_bits_do_not_depend_on_batch_draft_or_threads(pairs: Any, name: str) -> None:
     _, model = pairs[name]
     prompts, draft = draw(model, 9, 21), draw(model, 9, 8, seed=1)
     state = model.init_state(9)
@@ -543,17 +543,17 @@ def test_the_same_bits_alone_in_a_batch_as_a_draft_and_on_any_number_of_threads(
     together = model.extend(draft, state).logits
     for row, threads in ((0, 1), (8, 2), (4, 5)):
         model.threads = threads
-        alone = model.init_state(1)
-        model.extend(prompts[row : row + 1], alone)
-        alone.commit()
+        single = model.init_state(1)
+        model.extend(prompts[row : row + 1], single)
+        single.commit()
         for node in range(8):
-            logits = model.step(draft[row, node : node + 1].numpy(), alone)
+            logits = model.step(draft[row, node : node + 1].numpy(), single)
             assert np.array_equal(logits[0], together[row, node].numpy()), (row, node)
     model.threads = 2
 
 
 @pytest.mark.parametrize("weights", ["float32", "int8"])
-def test_threads_that_take_lots_of_a_large_matrix_leave_the_same_bits(weights: str) -> None:
+def test_a_large_matrix_shared_by_threads_gives_the_same_bits(weights: str) -> None:
     model = compile_model(build(vocabulary=20_000, width=256, mixers=["attention"]), weights)
     k, size = (256 // simd.GROUP, simd.GROUP) if weights == "int8" else (256, 4)
     assert all(linear.tiles_at_once(k, 20_000 // simd.TILE, size, nodes, team) > 0
@@ -587,22 +587,22 @@ def as_bytes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(width=st.integers(1, 70), size=st.sampled_from([1e-38, 1e-3, 1.0, 1e30]), seed=st.integers(0, 99))
-def test_rows_become_bytes_as_in_numpy(width: int, size: float, seed: int) -> None:
+def test_quantised_rows_equal_numpys(width: int, size: float, seed: int) -> None:
     x = (size * np.random.default_rng(seed).standard_normal(width)).astype(np.float32)
-    memory, found, k = as_bytes(x)
+    memory, results, k = as_bytes(x)
     top = max(np.abs(x).max(), np.float32(1e-30))
     expected = np.zeros(4 * k, np.int8)
     expected[:width] = np.rint(x * (np.float32(127) / top))
-    assert np.array_equal(found, expected)
+    assert np.array_equal(results, expected)
     assert memory.view(np.float32)[k] == top * np.float32(1 / 127) and memory[k + 1] == -128 * expected.sum(dtype=int)
     if size >= 1e-3:
         assert np.abs(expected[:width] * memory.view(np.float32)[k] - x).max() <= 0.501 * memory.view(np.float32)[k]
 
 
-def test_what_is_not_a_number_stays_none_as_bytes() -> None:
+def test_not_a_number_survives_quantisation() -> None:
     x = np.ones(40, np.float32)
-    memory, found, k = as_bytes(0 * x)
-    assert not found.any() and memory.view(np.float32)[k] > 0 and memory[k + 1] == 0
+    memory, result, k = as_bytes(0 * x)
+    assert not result.any() and memory.view(np.float32)[k] > 0 and memory[k + 1] == 0
     x[33] = np.nan
     memory, _, k = as_bytes(x)
     assert np.isnan(memory.view(np.float32)[k])
@@ -646,7 +646,7 @@ def test_products_of_bytes_are_exact(blocks: Any, name: str, rows: int, panels: 
     assert np.array_equal(y, expected)
 
 
-def told(name: str, lengths: list[int], history: int = 0) -> tuple[Stack, CompiledModel, Any, Any]:
+def prompted_pair(name: str, lengths: list[int], history: int = 0) -> tuple[Stack, CompiledModel, Any, Any]:
     """Both forms, and states that hold these prompts, drawn, of which they have been told where they end."""
     stack = build(**PROMPTED[name])
     for parameter in stack.parameters():
@@ -667,8 +667,8 @@ def told(name: str, lengths: list[int], history: int = 0) -> tuple[Stack, Compil
 
 @pytest.mark.parametrize("name", PROMPTED)
 @pytest.mark.parametrize("lengths", [[5, 1, 12, 9], [300, 17]])
-def test_prompts_are_read_both_ways_as_torch_reads_them(name: str, lengths: list[int]) -> None:
-    stack, model, a, b = told(name, lengths, history=4)
+def test_two_way_prompts_equal_the_torch_form(name: str, lengths: list[int]) -> None:
+    stack, model, a, b = prompted_pair(name, lengths, history=4)
     batch = len(lengths)
 
     def both(n: int, parents: torch.Tensor | None = None) -> None:
@@ -694,15 +694,15 @@ def test_prompts_are_read_both_ways_as_torch_reads_them(name: str, lengths: list
     both(3)
 
 
-def test_prompts_are_told_to_the_engine_too() -> None:
-    *forms, _, state = told("both", [5, 9], history=8)
-    expected, found = ([x.tokens for x in generate(form, [[5, 8, 2, 9, 9, 1], [7]], 12)] for form in forms)
-    assert found == expected
+def test_generate_passes_prompt_lengths_to_the_engine() -> None:
+    *forms, _, state = prompted_pair("both", [5, 9], history=8)
+    expected, results = ([x.tokens for x in generate(form, [[5, 8, 2, 9, 9, 1], [7]], 12)] for form in forms)
+    assert results == expected
     with pytest.raises(SegueError, match="go back"):
         state.rewind(1)
 
 
-def test_what_is_learned_of_a_transition_matrix_and_s4_at_its_default_size() -> None:
+def test_learned_transition_matrices_and_default_s4_equal_torch() -> None:
     for name, options in (("lssl", {"states": 8}), ("s4", {})):
         torch.manual_seed(0)
         stack = Stack(StackConfig(50, 40, [name] * 2, {name: options})).eval().requires_grad_(False)
@@ -711,7 +711,7 @@ def test_what_is_learned_of_a_transition_matrix_and_s4_at_its_default_size() -> 
         torch.testing.assert_close(model.extend(ids, model.init_state(2)).logits, expected, atol=TOLERANCE, rtol=0)
 
 
-def test_what_a_step_reads_is_counted_tables_and_states_too() -> None:
+def test_step_bytes_count_weights_tables_and_states() -> None:
     small, large = (compile_model(build(width=48, mixers=["lssl"], options={"lssl": {"states": n}})).program
                     for n in (8, 16))
     matrices, vectors = 48 * (16**2 - 8**2), 48 * (16 - 8)  # A, and each of B, C and the state
@@ -721,7 +721,7 @@ def test_what_a_step_reads_is_counted_tables_and_states_too() -> None:
     assert program.step_bytes(9) - program.step_bytes(8) == 4 * program.floats_per_position
 
 
-def test_every_causal_mixer_has_a_form() -> None:
+def test_every_causal_mixer_compiles() -> None:
     for name, kind in MIXERS.items():
         if kind.causal and name not in PROBES:
             CompiledModel(Stack(StackConfig(50, 64, [name])))
@@ -745,7 +745,7 @@ def test_int8_weights_stay_within_their_error(mixers: list[str]) -> None:
     assert (exact - rounded).square().mean().sqrt() < 0.08 * exact.std()
 
 
-def test_other_float_types_and_shapes_are_taken(pairs: Any) -> None:
+def test_other_float_types_and_shapes_compile(pairs: Any) -> None:
     stack = build(vocabulary=50, width=36, hidden=50, mixers=["attention", "mamba", "lstm", "gla"],
                   options={"gla": {"heads": 3}, "attention": {"heads": 3}})
     ids = draw(stack, 2, 20)
@@ -758,24 +758,24 @@ def test_other_float_types_and_shapes_are_taken(pairs: Any) -> None:
 
 
 @pytest.mark.parametrize("mixer", ["attention", "mamba"])
-def test_it_reads_without_being_asked_for_scores(mixer: str) -> None:
+def test_extend_without_requested_scores_advances_the_state(mixer: str) -> None:
     """As a drafter does, of several tokens at once."""
     stack = build(mixers=[mixer])
     model, ids = compile_model(stack), draw(stack, 2, 7)
     a, b = stack.init_state(2), model.init_state(2)
-    none = torch.empty(2, 0, dtype=torch.long)
-    theirs, ours = stack.extend(ids, a, None, none), model.extend(ids, b, None, none)
-    assert ours.logits.shape == theirs.logits.shape == (2, 0, stack.vocabulary)
-    torch.testing.assert_close(ours.hidden, theirs.hidden, atol=TOLERANCE, rtol=TOLERANCE)
+    no_positions = torch.empty(2, 0, dtype=torch.long)
+    reference, actual = stack.extend(ids, a, None, no_positions), model.extend(ids, b, None, no_positions)
+    assert actual.logits.shape == reference.logits.shape == (2, 0, stack.vocabulary)
+    torch.testing.assert_close(actual.hidden, reference.hidden, atol=TOLERANCE, rtol=TOLERANCE)
     for state in (a, b):
         state.commit()
     torch.testing.assert_close(model.extend(ids, b).logits, stack.extend(ids, a).logits, atol=TOLERANCE, rtol=TOLERANCE)
-    plain = generate(stack, ids.tolist(), 12)
+    undrafted = generate(stack, ids.tolist(), 12)
     drafted = generate(stack, ids.tolist(), 12, draft=ModelDraft(model, min_probability=0.0), adaptive=False)
-    assert [answer.tokens for answer in drafted] == [answer.tokens for answer in plain]
+    assert [answer.tokens for answer in drafted] == [answer.tokens for answer in undrafted]
 
 
-def test_many_python_threads_may_call_at_once(pairs: Any) -> None:
+def test_concurrent_python_threads_get_the_same_answers(pairs: Any) -> None:
     _, model = pairs["mixed"]
     tokens = draw(model, 60)
 
@@ -783,16 +783,16 @@ def test_many_python_threads_may_call_at_once(pairs: Any) -> None:
         state = model.init_state(1)
         return np.stack([model.step(tokens[i : i + 1].numpy(), state)[0] for i in range(60)])
 
-    expected, found = decode(), {}
-    workers = [threading.Thread(target=lambda i=i: found.update({i: decode()})) for i in range(4)]
+    expected, result = decode(), {}
+    workers = [threading.Thread(target=lambda i=i: result.update({i: decode()})) for i in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(timeout=60)
-    assert len(found) == 4 and all(np.array_equal(expected, value) for value in found.values())
+    assert len(result) == 4 and all(np.array_equal(expected, value) for value in result.values())
 
 
-def test_recurrent_memory_is_flat_over_100_000_tokens() -> None:
+def test_recurrent_memory_is_constant_over_100_000_tokens() -> None:
     model = compile_model(build(vocabulary=16, width=16, mixers=["gru", "mamba"], channel="none"), threads=1)
     state = model.init_state(1)
 
@@ -809,14 +809,14 @@ def test_recurrent_memory_is_flat_over_100_000_tokens() -> None:
     assert size() == before and np.isfinite(logits).all() and int(state.positions) == 100_000
 
 
-def test_mistakes_are_named(pairs: Any) -> None:
+def test_bad_calls_give_errors_by_name(pairs: Any) -> None:
     _, model = pairs["gpt2"]
     state = model.init_state(1)
-    for bad in (-1, model.vocabulary):
+    for bad_token in (-1, model.vocabulary):
         with pytest.raises(SegueError, match="token ids"):
-            model.extend(torch.tensor([[bad]]), state)
+            model.extend(torch.tensor([[bad_token]]), state)
         with pytest.raises(SegueError, match="token ids"):
-            model.step(np.array([bad]), state)
+            model.step(np.array([bad_token]), state)
     with pytest.raises(SegueError, match="learned positions"):
         model.extend(torch.zeros(1, 1025, dtype=torch.long), state)
     with pytest.raises(SegueError, match="int4"):
@@ -834,27 +834,27 @@ def test_mistakes_are_named(pairs: Any) -> None:
         state.commit()
 
 
-def test_nobody_waits_for_the_compiler(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_do_not_wait_for_the_compiler(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stack, _ = pairs["mixed"]
     is_warm = False
     monkeypatch.setattr(compiled, "is_warm", lambda: is_warm)
     monkeypatch.setattr(compiled, "compile_in_background", lambda: True)
     model = accelerate(stack)
     assert isinstance(model, Accelerated) and "torch" in model.path
-    early, ids = model.init_state(2), draw(stack, 2, 5)
-    first = model.extend(ids, early).logits
-    early.commit()
+    early_state, ids = model.init_state(2), draw(stack, 2, 5)
+    first = model.extend(ids, early_state).logits
+    early_state.commit()
     is_warm = True
     assert model.path.startswith("cpu kernels float32")
-    late = model.init_state(2)
-    torch.testing.assert_close(model.extend(ids, late).logits, first, atol=TOLERANCE, rtol=0)
-    late.commit()
+    late_state = model.init_state(2)
+    torch.testing.assert_close(model.extend(ids, late_state).logits, first, atol=TOLERANCE, rtol=0)
+    late_state.commit()
     token = np.array([3, 4])  # each state stays with the code that made it
-    np.testing.assert_allclose(model.step(token, early), model.step(token, late), atol=TOLERANCE)
+    np.testing.assert_allclose(model.step(token, early_state), model.step(token, late_state), atol=TOLERANCE)
     assert isinstance(accelerate(stack), CompiledModel)
 
 
-def test_the_engine_is_loaded_once_whatever_threads_ask_for_it(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_load_the_engine_once(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "is_warm", lambda: False)
     monkeypatch.setattr(compiled, "compile_in_background", lambda: True)
     model, loads = accelerate(pairs["mixed"][0]), []
@@ -866,7 +866,7 @@ def test_the_engine_is_loaded_once_whatever_threads_ask_for_it(pairs: Any, monke
     assert loads == [1]
 
 
-def test_the_cache_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compile_cache_belongs_to_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / "here"))
     place = cache.folder.__wrapped__()
     assert place is not None and place.is_relative_to(tmp_path / "here")
@@ -885,7 +885,7 @@ def test_the_cache_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert cache.folder.__wrapped__() is None, "others could put their own code there"
 
 
-def test_loops_are_compiled_where_nothing_can_be_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loops_compile_without_a_writable_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     real = numba.njit
     monkeypatch.setattr(cache, "folder", lambda: None)
 
@@ -915,19 +915,19 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def run(code: str, **environment: str) -> None:
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=os.environ | environment, timeout=300,
-                          cwd=Path(__file__).parents[1], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=os.environ | environment, timeout=300,
+                             cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_process_has_helpers_of_its_own() -> None:
+def test_a_forked_process_starts_its_own_threads() -> None:
     run(FORK)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processor", ["generic", "haswell"])
-def test_plainer_processors_get_the_same_answers(processor: str, tmp_path: Path) -> None:
+def test_processors_without_vector_extensions_get_the_same_answers(processor: str, tmp_path: Path) -> None:
     """The same vector code, compiled without what this processor has beyond them."""
     features = "" if processor == "generic" else "+avx2,+fma"
     run("""

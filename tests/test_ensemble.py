@@ -27,26 +27,27 @@ def dense(table: Sparse) -> np.ndarray:
 
 @settings(max_examples=40, deadline=None)
 @given(ROWS, st.booleans())
-def test_runs_are_counted_as_by_hand(rows: list[np.ndarray], placed: bool) -> None:
+def test_ngram_counts_equal_those_by_hand(rows: list[np.ndarray], placed: bool) -> None:
     view, table = Runs.learn(rows, bits=100, placed=placed)
     counts = [Counter((*row[i : i + n].tolist(), *([i] if placed else []), n) for n in range(1, view.order + 1)
                       for i in range(len(row) - n + 1)) for row in rows]
-    having = Counter(run for each in counts for run in each)
-    kept = [run for run, often in having.items() if often > 1]
-    weights = np.array([1 + np.log((1 + len(rows)) / (1 + having[run])) for run in kept])
-    wanted = np.array([[1 + np.log(each[run]) if each[run] else 0 for run in kept] for each in counts]) * weights
-    wanted = wanted.reshape(len(rows), -1)
-    wanted /= np.maximum(np.linalg.norm(wanted, axis=1, keepdims=True), 1e-9)
-    found = dense(table)
-    assert found.shape == wanted.shape
-    np.testing.assert_allclose(found @ found.T, wanted @ wanted.T, atol=1e-5)  # columns have another order
-    np.testing.assert_allclose(dense(view(rows[::-1])), found[::-1])
+    having = Counter(run for count in counts for run in count)
+    frequent = [run for run, often in having.items() if often > 1]
+    weights = np.array([1 + np.log((1 + len(rows)) / (1 + having[run])) for run in frequent])
+    expected = np.array([[1 + np.log(count[run]) if count[run] else 0 for run in frequent]
+                         for count in counts]) * weights
+    expected = expected.reshape(len(rows), -1)
+    expected /= np.maximum(np.linalg.norm(expected, axis=1, keepdims=True), 1e-9)
+    result = dense(table)
+    assert result.shape == expected.shape
+    np.testing.assert_allclose(result @ result.T, expected @ expected.T, atol=1e-5)  # columns have another order
+    np.testing.assert_allclose(dense(view(rows[::-1])), result[::-1])
     keep = np.arange(len(rows)) % 2 == 0
-    np.testing.assert_allclose(dense(table[keep]), found[keep])
+    np.testing.assert_allclose(dense(table[keep]), result[keep])
 
 
 @pytest.mark.parametrize("hinge", [True, False])
-def test_descent_ends_where_the_objective_is_least(hinge: bool) -> None:
+def test_descent_reaches_the_minimum(hinge: bool) -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(30, 6)) * (draw.random((30, 6)) < 0.5)
     y = np.sign(draw.normal(size=30)) if hinge else draw.normal(size=30)
@@ -63,7 +64,7 @@ def test_descent_ends_where_the_objective_is_least(hinge: bool) -> None:
     assert w.grad is not None and float(w.grad.abs().max()) < 1e-4
 
 
-def test_heads_of_both_sorts_find_lines() -> None:
+def test_both_heads_separate_linear_classes() -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(200, 5)).astype(np.float32) / 5**0.5
     for classes, y in ((3, (x[:, :3] * 9).argmax(1)), (2, (x[:, 0] > 0).astype(int)), (0, x[:, 0] + 0.5)):
@@ -71,47 +72,50 @@ def test_heads_of_both_sorts_find_lines() -> None:
         starts = np.arange(0, 1001, 5)
         sparse = Sparse(starts, np.tile(np.arange(5), 200), x.reshape(-1), 5)
         for table in (x, sparse):
-            found = [table @ weight + bias for weight, bias in heads(table, y, classes)]
-            assert len(found) == len(STRENGTHS) and found[0].shape == (200, max(1, classes))
-            assert (found[2].argmax(1) == y).mean() > 0.95 if classes else np.abs(found[3][:, 0] - y).max() < 0.1
+            results = [table @ weight + bias for weight, bias in heads(table, y, classes)]
+            assert len(results) == len(STRENGTHS) and results[0].shape == (200, max(1, classes))
+            assert (results[2].argmax(1) == y).mean() > 0.95 if classes else np.abs(results[3][:, 0] - y).max() < 0.1
 
 
-def test_the_weighted_sum_is_as_good_as_the_best_view() -> None:
+def test_the_ensemble_is_as_good_as_its_best_view() -> None:
     draw = np.random.default_rng(0)
     y = draw.integers(3, size=300)
     rows = [draw.integers(0, 4, 12) + 4 * (draw.random(12) < 0.4) * c for c in y]
-    given: dict[str, Any] = {"runs": rows, "noise": draw.normal(size=(300, 4)),
+    views: dict[str, Any] = {"runs": rows, "noise": draw.normal(size=(300, 4)),
                              "near": np.eye(3)[y] + draw.normal(size=(300, 3))}
     learn: dict[str, Learn] = {"runs": partial(Runs.learn, bits=4), "noise": Scaled.learn, "near": Near.learn}
-    found, held = fit_ensemble(learn, given, y, 3, np.arange(300))
-    right = {name: float((each.argmax(1) == y[held.rows]).mean()) for name, each in held.scores.items()}
-    assert len(held.rows) == 300 and right[COMBINED] >= max(right.values()) - 0.01 and right["noise"] < 0.5
-    assert found.weights[list(found.views).index("noise")] < 0.3 * found.weights.max()
-    tensors, values = found.state()
-    again = ViewEnsemble.from_state(tensors, values)
-    for name, scores in found(given).items():
-        np.testing.assert_array_equal(again(given)[name], scores)
+    result, held_out = fit_ensemble(learn, views, y, 3, np.arange(300))
+    accuracies = {name: float((scores_of_view.argmax(1) == y[held_out.rows]).mean())
+                  for name, scores_of_view in held_out.scores.items()}
+    assert len(held_out.rows) == 300 and accuracies["noise"] < 0.5
+    assert accuracies[COMBINED] >= max(accuracies.values()) - 0.01
+    assert result.weights[list(result.views).index("noise")] < 0.3 * result.weights.max()
+    tensors, values = result.state()
+    restored = ViewEnsemble.from_state(tensors, values)
+    for name, scores in result(views).items():
+        np.testing.assert_array_equal(restored(views)[name], scores)
     with pytest.raises(ValueError, match="other views"):
         ViewEnsemble.from_state({**tensors, "weights": torch.ones(2)}, values)
-    doubled = {"noise": np.tile(given["noise"], (2, 1))}  # the same row does not teach its own class
-    _, held = fit_ensemble({"noise": Scaled.learn}, doubled, np.tile(y, 2), 3, np.tile(np.arange(300), 2))
-    assert (held.scores["noise"].argmax(1) == np.tile(y, 2)[held.rows]).mean() < 0.5
+    doubled = {"noise": np.tile(views["noise"], (2, 1))}  # the same row does not teach its own class
+    _, held_out = fit_ensemble({"noise": Scaled.learn}, doubled, np.tile(y, 2), 3, np.tile(np.arange(300), 2))
+    assert (held_out.scores["noise"].argmax(1) == np.tile(y, 2)[held_out.rows]).mean() < 0.5
     with pytest.raises(SegueError, match="all the same"):
-        fit_ensemble({"noise": Scaled.learn}, given, y, 3, np.zeros(300))
+        fit_ensemble({"noise": Scaled.learn}, views, y, 3, np.zeros(300))
 
 
-def test_numbers_are_predicted_too() -> None:
+def test_ensembles_predict_numbers() -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(300, 4))
     y = (x[:, 0] - x[:, 1] + 0.1 * draw.normal(size=300)).astype(np.float32)
-    found, held = fit_ensemble({"all": Scaled.learn, "one": Scaled.learn}, {"all": x, "one": x[:, :1]}, y, 0,
-                               np.arange(300))
-    error = {name: float(np.square(each[:, 0] - y[held.rows]).mean()) for name, each in held.scores.items()}
+    results, held_out = fit_ensemble({"all": Scaled.learn, "one": Scaled.learn}, {"all": x, "one": x[:, :1]}, y, 0,
+                                     np.arange(300))
+    error = {name: float(np.square(scores_of_view[:, 0] - y[held_out.rows]).mean())
+             for name, scores_of_view in held_out.scores.items()}
     assert error[COMBINED] < 0.03 < error["one"] and len(STRENGTHS) > 1
-    assert np.square(found({"all": x, "one": x[:, :1]})[COMBINED][:, 0] - y).mean() < 0.03
+    assert np.square(results({"all": x, "one": x[:, :1]})[COMBINED][:, 0] - y).mean() < 0.03
 
 
-def test_numbers_of_kinds_keep_their_course() -> None:
+def test_number_views_keep_the_course_of_values() -> None:
     table = np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, 5.0], [np.nan, np.nan]])
     rows = [np.array([0, 2, 1, 2]), np.array([3, 0])]
     np.testing.assert_allclose(course(rows, table, 4), [[1, 1, 3, 3, 5, 5, 5, 5], [1, 1, 1, 1, 0, 0, 0, 0]])
@@ -123,7 +127,7 @@ def test_numbers_of_kinds_keep_their_course() -> None:
     assert spectrum([np.array([0]), np.array([3])], table, 0).shape == (2, 12)
 
 
-def test_kinds_say_which_elements_are_numbers() -> None:
+def test_kinds_declare_numeric_elements() -> None:
     series: Any = of([["a=1", "b=2", "a=3", "b=nan"]], kind="series")
     numbers = series.kind.numbers(series.codec())
     assert numbers.shape[1] == 2 and sorted(numbers[np.isfinite(numbers)]) == [1, 2, 3]

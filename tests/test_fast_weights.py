@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -26,10 +27,7 @@ LONG = 100_000
 def delta_inputs(batch: int, n: int, steps: int, heads: int = 2, keys: int = 4, values: int = 3,
                  seed: int = 0) -> list[Tensor]:
     g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
+    normal = partial(torch.randn, generator=g, dtype=torch.float64)
     k = torch.nn.functional.normalize(normal(batch, n, steps, heads, keys), dim=-1)
     beta = 2 * torch.rand(batch, n, steps, heads, generator=g, dtype=torch.float64)
     return [normal(batch, n, heads, keys), k, normal(batch, n, steps, heads, values), beta,
@@ -44,7 +42,7 @@ def gradients(outputs: tuple[Tensor, ...], inputs: list[Tensor]) -> tuple[Tensor
 
 @EXAMPLES
 @given(n=st.integers(1, 80), steps=st.integers(1, 3), packed=st.booleans(), seed=st.integers(0, 99))
-def test_delta_in_chunks_is_the_loop(n: int, steps: int, packed: bool, seed: int) -> None:
+def test_chunked_delta_equals_the_loop(n: int, steps: int, packed: bool, seed: int) -> None:
     inputs = [x.requires_grad_() for x in delta_inputs(2, n, steps, seed=seed)]
     g = torch.Generator().manual_seed(seed)
     starts = torch.rand(2, n, generator=g) < 0.1 if packed else None
@@ -59,7 +57,7 @@ def test_delta_in_chunks_is_the_loop(n: int, steps: int, packed: bool, seed: int
         torch.testing.assert_close(final[row : row + 1], after, rtol=1e-9, atol=1e-9)
 
 
-def test_delta_is_a_product_of_householder_matrices() -> None:
+def test_delta_equals_a_product_of_householder_matrices() -> None:
     q, k, v, beta, state = delta_inputs(1, 45, 2, heads=1)
     product = torch.eye(4, dtype=torch.float64)
     for key, strength in zip(k.reshape(-1, 4), beta.flatten()):
@@ -68,7 +66,7 @@ def test_delta_is_a_product_of_householder_matrices() -> None:
     assert float(torch.linalg.matrix_norm(product, 2)) <= 1 + 1e-12
 
 
-def test_the_matrix_of_delta_is_what_it_does_to_values() -> None:
+def test_the_matrix_of_delta_equals_its_output() -> None:
     q, k, v, beta, state = delta_inputs(2, 21, 3)
     y = (delta_matrix(q, k, beta) @ v.permute(0, 3, 2, 1, 4)).sum(2).transpose(1, 2)
     torch.testing.assert_close(y, delta_reference(q, k, v, beta, 0 * state)[0])
@@ -86,7 +84,7 @@ def test_delta_agrees_with_transformers() -> None:
 
 @EXAMPLES
 @given(n=st.integers(1, 80), packed=st.booleans(), seed=st.integers(0, 99))
-def test_linear_attention_in_chunks_is_the_loop(n: int, packed: bool, seed: int) -> None:
+def test_chunked_linear_attention_equals_the_loop(n: int, packed: bool, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(2, n, 2, width, generator=g, dtype=torch.float64) for width in (4, 4, 3))
     state = torch.randn(2, 2, 4, 3, generator=g, dtype=torch.float64)
@@ -113,7 +111,7 @@ def test_linear_attention_weighs_by_features(features: str) -> None:
     torch.testing.assert_close(mixer(x), mixer.out(expected.flatten(2)))
 
 
-def test_features_stand_for_the_exponential() -> None:
+def test_random_features_approximate_the_exponential() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(2, 50, 6, dtype=torch.float64) / 2  # larger ones take too many draws for a fair mean
     s = (q * k).sum(-1) / math.sqrt(6)
@@ -152,9 +150,9 @@ def test_parity_needs_a_negative_factor() -> None:
     signs = linear_scan(1.0 - 2.0 * bits[None, :, None], torch.zeros(1, LONG, 1), torch.ones(1, 1))
     assert torch.equal((signs[0, :, 0] < 0).long(), parity)
     # And in Mamba's own terms: a one takes a long step, which in (-1, 1) turns the sign, and in (0, 1) forgets.
-    one, nothing = torch.ones(1, LONG, 1), torch.zeros(1, LONG, 1)
+    ones, zeros = torch.ones(1, LONG, 1), torch.zeros(1, LONG, 1)
     for low, tracked in ((-1.0, True), (0.0, False)):
-        y, _ = selective_scan(nothing, 1e3 * bits[None, :, None].float(), -torch.ones(1, 1), nothing, one,
+        y, _ = selective_scan(zeros, 1e3 * bits[None, :, None].float(), -torch.ones(1, 1), zeros, ones,
                               torch.zeros(1), torch.ones(1, 1, 1), low=low)
         assert torch.equal((y[0, :, 0] < 0).long(), parity) == tracked
         assert float(y[0, -1].abs()) == float(tracked)
@@ -187,7 +185,7 @@ def test_swaps_take_one_reflection() -> None:
     assert torch.equal(y[0, :, 0].round().long(), torch.tensor(group)[products])
 
 
-def test_reflections_neither_grow_nor_fade() -> None:
+def test_reflections_preserve_the_norm() -> None:
     mixer = DeltaNet(16, heads=2, eigenvalues=(-1, 1), householders=2)
     with torch.no_grad():
         x = torch.randn(1, 5000, 16)
@@ -198,7 +196,7 @@ def test_reflections_neither_grow_nor_fade() -> None:
     torch.testing.assert_close(final @ final.mT, torch.eye(8).expand(1, 2, -1, -1), rtol=0, atol=1e-3)
 
 
-def test_what_is_asked_wrongly() -> None:
+def test_bad_options_are_refused() -> None:
     for make in (lambda: DeltaNet(16, eigenvalues=(-2, 1)), lambda: Mamba(16, eigenvalues=(0.5, 1))):
         with pytest.raises(SegueError, match="eigenvalues from"):
             make()

@@ -16,22 +16,22 @@ from segue.errors import SegueError
 from segue.files import atomic_folder, atomic_write, held, read_json, write_json, write_text
 
 
-def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
+def test_writing_preserves_links_and_pipes(tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
     (tmp_path / "near").symlink_to(tmp_path / "far" / "file")
     for text in ("one", "two"):
         write_text(tmp_path / "near", text)
         assert (tmp_path / "near").is_symlink() and (tmp_path / "far" / "file").read_text() == text
     os.mkfifo(tmp_path / "pipe")
-    said: list[str] = []
-    reader = threading.Thread(target=lambda: said.append((tmp_path / "pipe").read_text()))
+    piped: list[str] = []
+    reader = threading.Thread(target=lambda: piped.append((tmp_path / "pipe").read_text()))
     reader.start()
     write_text(tmp_path / "pipe", "three")
     reader.join()
-    assert said == ["three"] and (tmp_path / "pipe").is_fifo()
+    assert piped == ["three"] and (tmp_path / "pipe").is_fifo()
 
 
-def test_threads_that_write_one_file_at_once_do_not_collide(tmp_path: Path) -> None:
+def test_concurrent_writes_of_one_file_do_not_collide(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "file") as first, atomic_write(tmp_path / "file") as second:
         assert first != second
         first.write_text("one")
@@ -76,7 +76,7 @@ def test_ctrl_c_between_the_old_folder_and_the_new_one_loses_neither(tmp_path: P
     assert [path.name for path in folder.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [folder]
 
 
-def test_what_safetensors_cannot_write_is_told_as_a_full_disk(tmp_path: Path) -> None:
+def test_failed_safetensors_writes_report_a_full_disk(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     with pytest.raises(SegueError, match=r"cannot write .*x: .*I/O error.*; free some space"), \
@@ -87,19 +87,19 @@ def test_what_safetensors_cannot_write_is_told_as_a_full_disk(tmp_path: Path) ->
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+def test_a_folder_is_locked_by_one_process(tmp_path: Path) -> None:
     for _ in range(2):
         with held(tmp_path), pytest.raises(SegueError, match="another process is at work"), held(tmp_path):
             pass
 
 
-def test_what_json_cannot_say_is_null(tmp_path: Path) -> None:
+def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", replace_nonfinite({"a": [float("nan"), 1.5], "b": (float("-inf"), "x", True)}))
     assert "NaN" not in (tmp_path / "a.json").read_text()
     assert read_json(tmp_path / "a.json") == {"a": [None, 1.5], "b": [None, "x", True]}
 
 
-def test_a_move_whose_clearing_up_was_cut_short_is_over(tmp_path: Path) -> None:
+def test_an_interrupted_clean_up_after_a_move_is_finished(tmp_path: Path) -> None:
     from segue.verbs.fitted import SAVING, staged_in
 
     write_json(tmp_path / "model" / SAVING / "complete.json", {})

@@ -31,12 +31,12 @@ def velocity(t: float) -> tuple[Tensor, Tensor]:
     return slope, MEAN - (1 - t) * slope @ MEAN
 
 
-def exact(x: Tensor, t: Tensor, asked: Tensor, layout: Layout, told: Any = None) -> Tensor:
+def exact(x: Tensor, t: Tensor, noisy: Tensor, layout: Layout, conditions: Any = None) -> Tensor:
     slope, offset = velocity(float(t[0]))
     return x @ slope.T + offset
 
 
-def drawn(rows: int, generator: torch.Generator) -> Tensor:
+def sample_data(rows: int, generator: torch.Generator) -> Tensor:
     noise = torch.randn(rows, 1, 2, generator=generator, dtype=torch.float64)
     return MEAN + noise @ torch.linalg.cholesky(COVARIANCE).T
 
@@ -57,7 +57,7 @@ def test_a_linear_field_learns_the_closed_form() -> None:
     model = Affine(2, 2).double()
 
     def batch(step: int) -> Batch:
-        return Batch(drawn(1000, generator_of(0, step)), torch.zeros(1000, 1, dtype=torch.long))
+        return Batch(sample_data(1000, generator_of(0, step)), torch.zeros(1000, 1, dtype=torch.long))
 
     learn(model, batch, 300, rate=0.03, objective=FlowMatching(Always()))
     slope, offset = velocity(0.3)
@@ -65,83 +65,84 @@ def test_a_linear_field_learns_the_closed_form() -> None:
     torch.testing.assert_close(model.bias.detach(), offset, atol=0.05, rtol=0)
 
 
-def test_the_loss_of_the_closed_form_is_the_least_there_can_be() -> None:
+def test_the_closed_form_has_the_least_loss() -> None:
     rows = 40_000
-    clean, t = drawn(rows, torch.Generator().manual_seed(0)), 0.3
+    clean, t = sample_data(rows, torch.Generator().manual_seed(0)), 0.3
     torch.manual_seed(0)
     batch = Batch(clean, torch.zeros(rows, 1, dtype=torch.long))
     loss = FlowMatching(Always())(exact, batch)  # type: ignore[arg-type]
     slope, _ = velocity(t)
     mixed = (1 - t) ** 2 * COVARIANCE + t**2 * torch.eye(2)
-    least = COVARIANCE + torch.eye(2) - slope @ mixed @ slope.T  # the variance of the velocity that x leaves open
-    assert float(loss.total) / rows == pytest.approx(float(least.trace()) / 2, rel=0.02)
+    smallest = COVARIANCE + torch.eye(2) - slope @ mixed @ slope.T  # the variance of the velocity that x leaves open
+    assert float(loss.total) / rows == pytest.approx(float(smallest.trace()) / 2, rel=0.02)
 
 
-def test_the_way_ends_in_the_mean_and_covariance_of_the_data() -> None:
+def test_euler_steps_end_in_the_mean_and_covariance_of_the_data() -> None:
     x = torch.zeros(20_000, 1, 2, dtype=torch.float64)
-    made = euler(exact, x, torch.ones(20_000, 1, dtype=torch.bool), steps=100)[:, 0]
-    torch.testing.assert_close(made.mean(0), MEAN, atol=0.03, rtol=0)
-    torch.testing.assert_close(made.T.cov(), COVARIANCE, atol=0.03, rtol=0)
+    samples = euler(exact, x, torch.ones(20_000, 1, dtype=torch.bool), steps=100)[:, 0]
+    torch.testing.assert_close(samples.mean(0), MEAN, atol=0.03, rtol=0)
+    torch.testing.assert_close(samples.T.cov(), COVARIANCE, atol=0.03, rtol=0)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.3, 5), st.integers(1, 20))
-def test_against_a_scheduler_by_hand(shift: float, steps: int) -> None:
+def test_euler_steps_equal_a_scheduler_by_hand(shift: float, steps: int) -> None:
     """Signs as elsewhere: the model says noise - data, and each step adds (next sigma - sigma) times that."""
     sigmas = [1 - i / steps for i in range(steps)]
     sigmas = [shift * s / (1 + (shift - 1) * s) for s in sigmas] + [0.0]
     x = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    wanted = x.clone()
+    expected = x.clone()
     for now, after in zip(sigmas, sigmas[1:]):
-        said = -(wanted.sin() + now)
-        wanted = wanted + (after - now) * said
-    asked = torch.ones(3, 2, dtype=torch.bool)
-    made = euler(lambda x, t, *_: x.sin() + t[:, None, None], torch.empty_like(x), asked, flow=Flow(shift), steps=steps)
-    torch.testing.assert_close(made, wanted, atol=1e-6, rtol=0)
+        velocity_now = -(expected.sin() + now)
+        expected = expected + (after - now) * velocity_now
+    noisy = torch.ones(3, 2, dtype=torch.bool)
+    samples = euler(lambda x, t, *_: x.sin() + t[:, None, None], torch.empty_like(x), noisy,
+                    flow=Flow(shift), steps=steps)
+    torch.testing.assert_close(samples, expected, atol=1e-6, rtol=0)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.booleans(), min_size=6, max_size=6), st.integers(0, 99))
-def test_what_is_given_leaves_as_it_came(mask: list[bool], seed: int) -> None:
+def test_known_elements_are_returned_unchanged(mask: list[bool], seed: int) -> None:
     x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed))
-    asked = torch.tensor(mask).view(2, 3)
-    seen = list[Tensor]()
+    noisy = torch.tensor(mask).view(2, 3)
+    inputs = list[Tensor]()
 
     def model(x: Tensor, *_: Any) -> Tensor:
-        seen.append(x.clone())
+        inputs.append(x.clone())
         return x.cos()
 
-    made = euler(model, x, asked, steps=3, seed=seed)
-    for each in (*seen, made):
-        assert torch.equal(each[~asked], x[~asked])
+    samples = euler(model, x, noisy, steps=3, seed=seed)
+    for x_seen in (*inputs, samples):
+        assert torch.equal(x_seen[~noisy], x[~noisy])
     torch.manual_seed(seed)
-    FlowMatching()(lambda x, *_: seen.append(x) or x, Batch(x, torch.where(asked, 0, -1)))  # type: ignore[arg-type]
-    assert torch.equal(seen[-1][~asked], x[~asked])
+    FlowMatching()(lambda x, *_: inputs.append(x) or x, Batch(x, torch.where(noisy, 0, -1)))  # type: ignore[arg-type]
+    assert torch.equal(inputs[-1][~noisy], x[~noisy])
 
 
-def test_given_elements_are_not_scored_and_may_be_blurred() -> None:
+def test_known_elements_have_no_loss_and_may_be_blurred() -> None:
     x, targets = torch.randn(4, 3, 2), torch.tensor([[-1, 0, 0]] * 4)
-    seen = list[Tensor]()
+    inputs = list[Tensor]()
 
-    def model(x: Tensor, t: Tensor, asked: Tensor, *_: Any) -> Tensor:
-        seen.append(x)
-        return torch.where(asked[..., None], 0.0, torch.nan)
+    def model(x: Tensor, t: Tensor, noisy: Tensor, *_: Any) -> Tensor:
+        inputs.append(x)
+        return torch.where(noisy[..., None], 0.0, torch.nan)
 
     loss = FlowMatching(blur=0.1)(model, Batch(x, targets))  # type: ignore[arg-type]
     assert loss.count == 8 and math.isfinite(float(loss.total))
-    assert 0.01 < float((seen[0] - x)[:, 0].std()) < 0.3
+    assert 0.01 < float((inputs[0] - x)[:, 0].std()) < 0.3
 
 
-def test_what_is_told_is_left_out_row_by_row() -> None:
+def test_conditions_are_dropped_row_by_row() -> None:
     ids, draw = torch.arange(3000).view(1000, 3), torch.Generator().manual_seed(0)
     loss = FlowMatching(drop={"a": 0.25})
-    kept = (loss.drop_condition("a", ids, draw) >= 0).all(1)
-    assert torch.equal(loss.drop_condition("b", ids, draw), ids) and 0.7 < float(kept.float().mean()) < 0.8
-    left = loss.drop_condition("a", torch.ones(1000, 2, 3), draw).flatten(1)  # of real vectors, zeros
-    assert ((left == 0).all(1) | (left == 1).all(1)).all() and 0.2 < float((left == 0).float().mean()) < 0.3
+    is_kept = (loss.drop_condition("a", ids, draw) >= 0).all(1)
+    assert torch.equal(loss.drop_condition("b", ids, draw), ids) and 0.7 < float(is_kept.float().mean()) < 0.8
+    dropped = loss.drop_condition("a", torch.ones(1000, 2, 3), draw).flatten(1)  # of real vectors, zeros
+    assert ((dropped == 0).all(1) | (dropped == 1).all(1)).all() and 0.2 < float((dropped == 0).float().mean()) < 0.3
 
 
-def test_what_is_left_out_is_not_drawn_from_the_stream_of_the_step() -> None:
+def test_condition_dropout_does_not_change_the_noise() -> None:
     batch = Batch(torch.randn(4, 3, 2), torch.zeros(4, 3).long(), channels={"a": torch.ones(4, 3).long()})
 
     def after(objective: FlowMatching) -> Tensor:
@@ -157,34 +158,35 @@ def field(mixer: str, size: int = 2, condition_classes: dict[str, int] | None = 
     return StackField(both_ways(StackConfig(1, 24, [mixer, mixer])), size, condition_classes)
 
 
-def test_guidance() -> None:
+def test_guidance_extrapolates_from_the_unconditional_field() -> None:
     model = field("gru", condition_classes={"class": 3})
-    x, t, asked = torch.randn(2, 5, 2), torch.rand(2), torch.ones(2, 5, dtype=torch.bool)
+    x, t, noisy = torch.randn(2, 5, 2), torch.rand(2), torch.ones(2, 5, dtype=torch.bool)
     layout, ids = Layout.of(x), torch.tensor([0, 2])
-    told, untold = model(x, t, asked, layout, {"class": ids}), model(x, t, asked, layout)
-    assert not torch.allclose(told, untold)
-    torch.testing.assert_close(Guided(model, 3.0)(x, t, asked, layout, {"class": ids}), untold + 3 * (told - untold))
-    torch.testing.assert_close(Guided(model, 1.0)(x, t, asked, layout, {"class": ids}), told)
-    torch.testing.assert_close(Guided(model, 3.0, ("other",))(x, t, asked, layout, {"class": ids}), told)
-    torch.testing.assert_close(model(x, t, asked, layout, {"class": torch.tensor([-1, 2])})[0], untold[0])
+    conditional, unconditional = model(x, t, noisy, layout, {"class": ids}), model(x, t, noisy, layout)
+    assert not torch.allclose(conditional, unconditional)
+    torch.testing.assert_close(Guided(model, 3.0)(x, t, noisy, layout, {"class": ids}),
+                               unconditional + 3 * (conditional - unconditional))
+    torch.testing.assert_close(Guided(model, 1.0)(x, t, noisy, layout, {"class": ids}), conditional)
+    torch.testing.assert_close(Guided(model, 3.0, ("other",))(x, t, noisy, layout, {"class": ids}), conditional)
+    torch.testing.assert_close(model(x, t, noisy, layout, {"class": torch.tensor([-1, 2])})[0], unconditional[0])
     with pytest.raises(SegueError, match="classes"):
-        model(x, t, asked, layout, {"class": torch.tensor([3, 0])})
+        model(x, t, noisy, layout, {"class": torch.tensor([3, 0])})
 
 
-def test_what_an_even_field_leaves_to_its_network() -> None:
+def test_an_even_field_leaves_unit_deviation_to_its_network() -> None:
     """Of numbers that are noise themselves nothing is left; of others, what has deviation one at every time."""
-    inner, made = field("gru"), torch.Generator().manual_seed(0)
-    clean, noise = torch.randn(2, 4000, 1, 2, generator=made)
-    asked = torch.ones(4000, 1, dtype=torch.bool)
+    inner, generator = field("gru"), torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 4000, 1, 2, generator=generator)
+    noisy = torch.ones(4000, 1, dtype=torch.bool)
     for time in (0.0, 0.1, 0.5, 0.9, 1.0):
         t = torch.full((4000,), time)
-        x = Flow.add_noise(clean, noise, t, asked)
+        x = Flow.add_noise(clean, noise, t, noisy)
         spread = (1 - time) ** 2 + time**2
-        left = (time * clean - (1 - time) * noise) / spread**0.5
-        said = inner(x, t, asked, Layout.of(x))
-        model = EvenField(inner)(x, t, asked, Layout.of(x))
-        torch.testing.assert_close(model - (clean - noise), (said - left) / spread**0.5)
-        assert abs(float(left.std()) - 1) < 0.03 and abs(float((x * left).mean())) < 0.03
+        residual = (time * clean - (1 - time) * noise) / spread**0.5
+        inner_output = inner(x, t, noisy, Layout.of(x))
+        model = EvenField(inner)(x, t, noisy, Layout.of(x))
+        torch.testing.assert_close(model - (clean - noise), (inner_output - residual) / spread**0.5)
+        assert abs(float(residual.std()) - 1) < 0.03 and abs(float((x * residual).mean())) < 0.03
 
 
 def circles(rows: int, length: int, seed: int) -> Tensor:
@@ -195,7 +197,7 @@ def circles(rows: int, length: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("mixer", ["gru", "attention", pytest.param("mamba", marks=pytest.mark.slow)])
-def test_a_series_of_numbers_goes_on(mixer: str) -> None:
+def test_a_rollout_continues_a_series(mixer: str) -> None:
     model = field(mixer) if mixer != "mamba" else EvenField(field(mixer))
 
     def batch(step: int) -> Batch:
@@ -203,29 +205,30 @@ def test_a_series_of_numbers_goes_on(mixer: str) -> None:
 
     learn(model, batch, 150, rate=5e-3, objective=FlowMatching(), cooldown=0.5)
     series = circles(20, 10, 1_000_000)
-    made = ClipRollout(model, block=2, context=4, steps=10)(series[:, :4], 3)
-    assert torch.equal(made[:, :4], series[:, :4]) and made.shape == series.shape
-    away = (made - series)[:, 4:].square().sum(-1).mean().sqrt()
+    continued = ClipRollout(model, block=2, context=4, steps=10)(series[:, :4], 3)
+    assert torch.equal(continued[:, :4], series[:, :4]) and continued.shape == series.shape
+    away = (continued - series)[:, 4:].square().sum(-1).mean().sqrt()
     still = (series[:, 3:4] - series)[:, 4:].square().sum(-1).mean().sqrt()  # who stays where he is
     assert float(away) < 0.35 * float(still)
 
 
-def test_a_rollout_is_clip_by_clip() -> None:
+def test_a_rollout_equals_single_clips() -> None:
     model, calls = field("lstm", condition_classes={"class": 3}), list[tuple[int, tuple[int, ...]]]()
     start = circles(2, 3, 0)
 
-    def told(clip: int, grid: tuple[int, ...]) -> dict[str, Tensor]:
+    def conditions(clip: int, grid: tuple[int, ...]) -> dict[str, Tensor]:
         calls.append((clip, grid))
         return {"class": torch.tensor([clip, 2])}
 
-    made = ClipRollout(model, block=2, context=3, steps=4, guidance=2.0)(start, 2, told, seed=5)
+    rolled_out = ClipRollout(model, block=2, context=3, steps=4, guidance=2.0)(start, 2, conditions, seed=5)
     x = start
     for clip in range(2):
-        seen = torch.cat([x[:, -3:], torch.full((2, 2, 2), torch.nan)], 1)
-        asked = torch.tensor([[False] * 3 + [True] * 2] * 2)
-        new = euler(model, seen, asked, None, {"class": torch.tensor([clip, 2])}, steps=4, guidance=2.0, seed=5 + clip)
+        context_and_blank = torch.cat([x[:, -3:], torch.full((2, 2, 2), torch.nan)], 1)
+        noisy = torch.tensor([[False] * 3 + [True] * 2] * 2)
+        new = euler(model, context_and_blank, noisy, None, {"class": torch.tensor([clip, 2])}, steps=4, guidance=2.0,
+                    seed=5 + clip)
         x = torch.cat([x, new[:, -2:]], 1)
-    assert torch.equal(made, x) and calls == [(0, (5,)), (1, (5,))]
+    assert torch.equal(rolled_out, x) and calls == [(0, (5,)), (1, (5,))]
     with pytest.raises(SegueError, match="goes on from 3"):
         ClipRollout(model, block=2, context=3)(start[:, :2], 1)
     with pytest.raises(SegueError, match="clips of 0 frames"):
@@ -233,7 +236,7 @@ def test_a_rollout_is_clip_by_clip() -> None:
 
 
 @pytest.mark.parametrize(("space", "time"), [("s4nd", "gru"), ("hydra", "attention")])
-def test_a_picture_is_a_film_of_one_frame(space: str, time: str) -> None:
+def test_one_frame_films_are_generated_by_class(space: str, time: str) -> None:
     """Pictures of one brightness, told by its class."""
     torch.manual_seed(0)
     options = {"s4nd": {"states": 4}, "hydra": {"states": 4}}[space]
@@ -251,12 +254,13 @@ def test_a_picture_is_a_film_of_one_frame(space: str, time: str) -> None:
     assert bool((made.mean((1, 2)).sign() == 2 * classes[:, 0] - 1).all())
 
 
-def test_times() -> None:
-    plain, late = Flow().times(4), Flow(3.0).times(4)
-    assert plain.tolist() == [1, 0.75, 0.5, 0.25, 0] and late[0] == 1 and late[-1] == 0 and bool((late >= plain).all())
+def test_flow_times_fall_from_one_to_zero() -> None:
+    even, shifted = Flow().times(4), Flow(3.0).times(4)
+    assert even.tolist() == [1, 0.75, 0.5, 0.25,
+                             0] and shifted[0] == 1 and shifted[-1] == 0 and bool((shifted >= even).all())
     assert time_features(torch.zeros(2, 3), 8).shape == (2, 3, 8)
-    for wrong, says in ((lambda: Flow(0.0), "above 0"), (lambda: Flow().times(0), "at least one step")):
-        with pytest.raises(SegueError, match=says):
-            wrong()
+    for call, message in ((lambda: Flow(0.0), "above 0"), (lambda: Flow().times(0), "at least one step")):
+        with pytest.raises(SegueError, match=message):
+            call()
     with pytest.raises(SegueError, match="real"):
         euler(exact, torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool))

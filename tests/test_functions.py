@@ -34,7 +34,7 @@ def test_a_prompt_of_two_pairs_by_hand() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(inputs=st.integers(1, 3), window=st.integers(1, 4), points=st.integers(1, 9), seed=st.integers(0, 99))
-def test_labels_are_those_of_the_sum_over_the_window(inputs: int, window: int, points: int, seed: int) -> None:
+def test_labels_equal_sums_over_the_window(inputs: int, window: int, points: int, seed: int) -> None:
     task = FunctionTask(inputs, window)
     prompts = task.draw(3, points, torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed)
@@ -42,13 +42,13 @@ def test_labels_are_those_of_the_sum_over_the_window(inputs: int, window: int, p
     w = torch.randn(3, window, inputs, generator=generator) / (window * inputs) ** 0.5
     torch.testing.assert_close(prompts.x, x)
     for i in range(points):
-        wanted = sum((w[:, j] * x[:, i - j]).sum(-1) for j in range(window) if i >= j)
-        torch.testing.assert_close(prompts.y[:, i], wanted)
+        expected = sum((w[:, j] * x[:, i - j]).sum(-1) for j in range(window) if i >= j)
+        torch.testing.assert_close(prompts.y[:, i], expected)
     if window == 1:  # the linear regression of Garg et al., (x @ w) of the same draws
         torch.testing.assert_close(prompts.y, (x @ w[:, 0, :, None])[..., 0])
 
 
-def test_shapes_have_a_variance_of_one() -> None:
+def test_functions_have_unit_variance() -> None:
     for shape in ("linear", "relu", "autoregressive"):
         y = FunctionTask(2, 3, shape).draw(4000, 12, torch.Generator().manual_seed(1)).y[:, -1]
         assert float(y.square().mean()) == pytest.approx(1, abs=0.12)
@@ -59,20 +59,20 @@ def test_shapes_have_a_variance_of_one() -> None:
 
 
 @pytest.mark.parametrize("window", [1, 3])
-def test_least_squares_is_numpys(window: int) -> None:
+def test_least_squares_equals_numpys(window: int) -> None:
     prompts = FunctionTask(2, window, noise=0.3).test(4, 9)
-    found, ridged = least_squares(prompts, window), least_squares(prompts, window, ridge=0.7)
+    results, ridged = least_squares(prompts, window), least_squares(prompts, window, ridge=0.7)
     features = windows(prompts.x, window).double().numpy()
     for row in range(4):
-        assert found[row, 0] == 0
+        assert results[row, 0] == 0
         for t in range(1, 9):
             a, b = features[row, :t], prompts.y[row, :t].double().numpy()
-            wanted = features[row, t] @ np.linalg.lstsq(a, b, rcond=None)[0]
-            assert float(found[row, t]) == pytest.approx(wanted, abs=1e-4)
-            wanted = features[row, t] @ np.linalg.solve(a.T @ a + 0.7 * np.eye(a.shape[1]), a.T @ b)
-            assert float(ridged[row, t]) == pytest.approx(wanted, abs=1e-4)
-            near = np.argsort(np.linalg.norm(prompts.x[row, :t] - prompts.x[row, t], axis=-1))[:3]
-            assert float(nearest_neighbours(prompts)[row, t]) == pytest.approx(float(b[near].mean()), abs=1e-5)
+            expected = features[row, t] @ np.linalg.lstsq(a, b, rcond=None)[0]
+            assert float(results[row, t]) == pytest.approx(expected, abs=1e-4)
+            expected = features[row, t] @ np.linalg.solve(a.T @ a + 0.7 * np.eye(a.shape[1]), a.T @ b)
+            assert float(ridged[row, t]) == pytest.approx(expected, abs=1e-4)
+            nearest = np.argsort(np.linalg.norm(prompts.x[row, :t] - prompts.x[row, t], axis=-1))[:3]
+            assert float(nearest_neighbours(prompts)[row, t]) == pytest.approx(float(b[nearest].mean()), abs=1e-5)
             mean = (prompts.y[row, :t, None] * prompts.x[row, :t]).mean(0)
             assert float(averaging(prompts)[row, t]) == pytest.approx(float(mean @ prompts.x[row, t]), abs=1e-5)
 
@@ -103,13 +103,13 @@ def test_no_predictor_beats_the_bayes_one() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["attention", "mamba", "gru+gla"])
-def test_a_label_is_known_only_behind_its_input(pattern: str) -> None:
+def test_predictions_do_not_see_their_own_label(pattern: str) -> None:
     model = regressor(pattern)
     prompts = FunctionTask(2, 2).test(2, 6)
     before = model(prompts.batch.tokens).logits[..., 0]
-    shown = prompts.shown.clone()
-    shown[:, 3] += 1
-    after = model(Prompts(prompts.x, prompts.y, shown).batch.tokens).logits[..., 0]
+    changed = prompts.shown.clone()
+    changed[:, 3] += 1
+    after = model(Prompts(prompts.x, prompts.y, changed).batch.tokens).logits[..., 0]
     torch.testing.assert_close(after[:, :7], before[:, :7])  # up to x_4, which stands at 6
     assert ((after[:, 8::2] - before[:, 8::2]).abs() > 1e-7).all()
 
@@ -130,24 +130,24 @@ def test_a_curriculum_grows_with_the_step() -> None:
     assert [draw(step).tokens.shape[1] for step in (0, 2, 50)] == [6, 10, 14]
     assert [int((draw(step).tokens[:, ::2] != 0).any(1).any(0).sum()) for step in (0, 3, 50)] == [1, 2, 4]
     assert torch.equal(draw(4).tokens, draw(4).tokens) and not torch.equal(draw(4).tokens, draw(5).tokens)
-    grown = FunctionTask(1, 3).batches(2, 5, window=Curriculum(1, 3, 2))
+    curriculum = FunctionTask(1, 3).batches(2, 5, window=Curriculum(1, 3, 2))
     for step in range(6):
-        alone, batch = FunctionTask(1, 1 + step // 2).batches(2, 5)(step), grown(step)
-        assert torch.equal(batch.tokens, alone.tokens)
-        assert torch.equal(batch.channels["values"], alone.channels["values"])
+        single, batch = FunctionTask(1, 1 + step // 2).batches(2, 5)(step), curriculum(step)
+        assert torch.equal(batch.tokens, single.tokens)
+        assert torch.equal(batch.channels["values"], single.channels["values"])
 
 
 def test_the_squared_error_by_hand_and_learned() -> None:
     model, task = regressor(inputs=1), FunctionTask(1, 1)
     batch = task.test(3, 5).batch
     loss = SquaredError()(model, batch)
-    wanted = (model(batch.tokens).logits[:, ::2, 0] - batch.channels["values"][:, ::2]).square()
-    torch.testing.assert_close(loss.total, wanted.sum())
+    expected = (model(batch.tokens).logits[:, ::2, 0] - batch.channels["values"][:, ::2]).square()
+    torch.testing.assert_close(loss.total, expected.sum())
     errors = squared_errors(model, batch)
-    torch.testing.assert_close(errors[:, ::2], wanted.detach())
+    torch.testing.assert_close(errors[:, ::2], expected.detach())
     assert errors[:, 1::2].isnan().all() and loss.count == 15
-    alone = [SquaredError()(model, batch.rows(slice(i, i + 1))).total for i in range(3)]
-    torch.testing.assert_close(torch.stack(alone).sum(), loss.total)
+    single = [SquaredError()(model, batch.rows(slice(i, i + 1))).total for i in range(3)]
+    torch.testing.assert_close(torch.stack(single).sum(), loss.total)
     fixed = task.batches(16, 4)
     run = learn(regressor(inputs=1), lambda step: fixed(0), 60, rate=5e-3, objective=SquaredError())
     assert run.curve[-1]["loss"] < 0.5 * run.curve[0]["loss"]
@@ -174,7 +174,7 @@ def test_curves_are_means_with_bootstrap_intervals(seed: int, rows: int) -> None
     ((0.1, 1.2, 0.7, 0.6, 1.0), "inconclusive"), ((0.1, 1.2, 0.3, 0.95, 1.0), "inconclusive")])
 def test_the_rule_of_icl_functions(errors: tuple[float, ...], verdict: str) -> None:
     prompts = ("prompt", "shuffled", "25% wrong", "50% wrong", "100% wrong")
-    table = [{"what": what, "prompt": prompt, "error": error} for what in ("attention", "gla")
+    table = [{"what": model, "prompt": prompt, "error": error} for model in ("attention", "gla")
              for prompt, error in zip(prompts, errors)]
     table.append({"what": "floors", "prompt": "least squares, knows none", "error": 0.67})
     assert claim("icl-functions").judge(table)[0] == verdict

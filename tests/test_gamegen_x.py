@@ -14,14 +14,14 @@ from segue.papers.gamegen_x import BASE, CODED, FROZEN, JOINT, REAL, SHUFFLED, S
 def table(**other: Any) -> list[Row]:
     rows = {REAL: (1.0, 0.99, None, None), CODED: (0.98, 0.97, None, None), BASE: (0.2, 0.25, 1.0, None),
             FROZEN: (0.8, 0.8, 1.0, True), SHUFFLED: (0.2, 0.8, None, None), JOINT: (0.7, 0.7, 2.0, False)}
-    found = {name: dict(zip(("character", "environment", "frechet", "same"), row)) for name, row in rows.items()}
+    result = {name: dict(zip(("character", "environment", "frechet", "same"), row)) for name, row in rows.items()}
     for change, value in other.items():
         name, column = change.split("_")
-        found[{"real": REAL, "base": BASE, "branch": FROZEN, "others": SHUFFLED, "joint": JOINT}[name]][column] = value
-    return [{"arm": name, **row} for name, row in found.items()]
+        result[{"real": REAL, "base": BASE, "branch": FROZEN, "others": SHUFFLED, "joint": JOINT}[name]][column] = value
+    return [{"arm": name, **row} for name, row in result.items()]
 
 
-def test_the_foundation_of_all_arms_stays_as_it_was() -> None:
+def test_arms_leave_their_foundation_unchanged() -> None:
     place = studio(SMALL, 3)
     before = {name: tensor.clone() for name, tensor in place.base.state_dict().items()}
     for frozen in (False, True):
@@ -42,7 +42,7 @@ def test_the_foundation_of_all_arms_stays_as_it_was() -> None:
     ({"branch_environment": 0.49}, "inconclusive"),
     ({"joint_frechet": 0.9}, "inconclusive"),
 ])
-def test_the_rule(change: dict[str, Any], verdict: str) -> None:
-    said, reason = judge(table(**change))
+def test_the_rule_of_gamegen_x(change: dict[str, Any], verdict: str) -> None:
+    actual, reason = judge(table(**change))
     same = "the same films, bit by bit" in reason
-    assert said == verdict and same == change.get("branch_same", True)
+    assert actual == verdict and same == change.get("branch_same", True)

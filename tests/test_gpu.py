@@ -79,25 +79,25 @@ def test_mixer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*SUBJECTS, *HEADS])
-def test_mixer_says_what_it_says_on_the_cpu(name: str) -> None:
+def test_mixer_outputs_equal_those_on_the_cpu(name: str) -> None:
     torch.manual_seed(1)
-    here = (SUBJECTS | HEADS)[name](32)
-    there, x = copy.deepcopy(here).to(DEVICE), torch.randn(3, 50, 32)
+    on_cpu = (SUBJECTS | HEADS)[name](32)
+    on_gpu, x = copy.deepcopy(on_cpu).to(DEVICE), torch.randn(3, 50, 32)
     weights = torch.randn(3, 50, 32)
     starts = torch.zeros(3, 50, dtype=torch.bool)
-    starts[1, 7] = starts[2, 30] = here.resettable and not here.needs_whole_prompt
-    found = []
-    for mixer, device in ((here, "cpu"), (there, DEVICE)):
-        own = x.to(device).detach().requires_grad_()
+    starts[1, 7] = starts[2, 30] = on_cpu.resettable and not on_cpu.needs_whole_prompt
+    result = []
+    for mixer, device in ((on_cpu, "cpu"), (on_gpu, DEVICE)):
+        inputs = x.to(device).detach().requires_grad_()
         torch.manual_seed(2)
-        y = mixer(own, Layout.chain((3, 50), starts=starts.to(device) if starts.any() else None, device=device))
+        y = mixer(inputs, Layout.chain((3, 50), starts=starts.to(device) if starts.any() else None, device=device))
         (y * weights.to(device)).sum().backward()
-        found.append([y, own.grad, *(p.grad for p in mixer.parameters())])
-    for what, a, b in zip(["output", "gradient of x", *(n for n, _ in here.named_parameters())], *found):
-        assert a is not None and b is not None, what
+        result.append([y, inputs.grad, *(p.grad for p in mixer.parameters())])
+    for tensor_name, a, b in zip(["output", "gradient of x", *(n for n, _ in on_cpu.named_parameters())], *result):
+        assert a is not None and b is not None, tensor_name
         scale = max(1.0, float(a.abs().max()))
         off = float((a.detach() - b.detach().cpu()).abs().max())
-        assert off <= 2e-3 * scale, f"{what}: {off:.2g} apart, where the largest is {scale:.2g}"
+        assert off <= 2e-3 * scale, f"{tensor_name}: {off:.2g} apart, where the largest is {scale:.2g}"
 
 
 @pytest.mark.parametrize("name", [*STACKS, *FAMILIES])
@@ -107,21 +107,22 @@ def test_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["attention*2", "gru+mamba", "gla+attention", "slstm+mlstm", "deltanet+mamba2"])
-def test_decoders_say_what_plain_decoding_says(pattern: str) -> None:
+def test_drafts_and_batches_change_no_token(pattern: str) -> None:
     """Drafts and batches change nothing, in float64, where no rounding can turn an argmax."""
     model = stack(pattern, options={}, width=32, hidden=48).double().to(DEVICE).eval()
     prompts = [[1, 2, 3, 4, 1, 2, 3], [5], [7, 8, 7, 8, 7, 8, 7]]
-    plain = [generate(model, [prompt], 24)[0].tokens for prompt in prompts]
+    expected = [generate(model, [prompt], 24)[0].tokens for prompt in prompts]
     for draft in ("trie", "lookup", "both", "none"):
-        assert [a.tokens for a in generate(model, prompts, 24, draft=draft)] == plain, draft
-    drawn = [generate(model, [prompt], 16, "sample", seed=3)[0].tokens for prompt in prompts]
+        assert [a.tokens for a in generate(model, prompts, 24, draft=draft)] == expected, draft
+    expected_samples = [generate(model, [prompt], 16, "sample", seed=3)[0].tokens for prompt in prompts]
     for draft in ("lookup", "trie"):
-        assert [generate(model, [prompt], 16, "sample", draft=draft, seed=3)[0].tokens for prompt in prompts] == drawn
-    here = copy.deepcopy(model).cpu()
-    assert [generate(here, [prompt], 24)[0].tokens for prompt in prompts] == plain
+        assert [generate(model, [prompt], 16, "sample", draft=draft, seed=3)[0].tokens
+                for prompt in prompts] == expected_samples
+    on_cpu = copy.deepcopy(model).cpu()
+    assert [generate(on_cpu, [prompt], 24)[0].tokens for prompt in prompts] == expected
     for decoder in ("beam", "diverse-beam", "contrastive", *["exact", "tree"] * (pattern == "attention*2")):
         assert [a.tokens for a in generate(model, prompts, 5, decoder)] == \
-            [a.tokens for a in generate(here, prompts, 5, decoder)], decoder
+            [a.tokens for a in generate(on_cpu, prompts, 5, decoder)], decoder
 
 
 UNRECORDED = {"hyena", "jrt", "palm", "block-recurrent"}
@@ -129,7 +130,7 @@ UNRECORDED = {"hyena", "jrt", "palm", "block-recurrent"}
 
 
 @pytest.mark.parametrize("name", [name for name, mixer in MIXERS.items() if mixer.causal])
-def test_a_recorded_step_says_what_the_model_says(name: str) -> None:
+def test_a_recorded_step_equals_the_model(name: str) -> None:
     model = stack(name, options={}, width=32, hidden=48).double().to(DEVICE).eval()
     prompts = [[1, 2, 3, 4, 1, 2, 3], [5], [7, 8, 7, 8, 7, 8, 7]]
     running = Recorded(model)
@@ -151,25 +152,25 @@ def test_encoder_decoder(name: str) -> None:
 
 # The verbs.
 
-def test_a_run_that_was_cut_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from segue.training.loop import Run
 
-    advance, taken = Run.advance, []
+    advance, steps_taken = Run.advance, []
 
     def stop(run: Run) -> float:
-        if len(taken) == 12:
+        if len(steps_taken) == 12:
             raise KeyboardInterrupt
-        taken.append(1)
+        steps_taken.append(1)
         return advance(run)
 
     options = {**SIZE, "steps": 20, "ema": 0.9, "mix": False, "save_seconds": 0.0, "precision": "float32"}
-    whole = segue.fit(text(), **options)
+    uninterrupted = segue.fit(text(), **options)
     monkeypatch.setattr(Run, "advance", stop)
     with pytest.raises(KeyboardInterrupt):
         segue.fit(text(), out=tmp_path / "m", **options)
     monkeypatch.setattr(Run, "advance", advance)
     resumed = segue.fit(text(), out=tmp_path / "m", **options)
-    for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters()):
+    for (name, a), b in zip(uninterrupted.model.named_parameters(), resumed.model.parameters()):
         torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-3, msg=lambda m, name=name: f"{name}: {m}")
 
 
@@ -190,8 +191,8 @@ def test_update(model: Path, tmp_path: Path, strategy: str) -> None:
     report = fitted.update([t.upper() for t in text(40, 2)], strategy, steps=12, quiet=True, device=DEVICE)
     assert report.matrix.gain(report.matrix.names[-1]) > -1 and fitted.device.type == "cpu"
     fitted.save(tmp_path / "after")
-    again = segue.load(tmp_path / "after")
-    assert again.update(text(40, 3), strategy, steps=4, quiet=True, device=DEVICE).steps == 4
+    reloaded = segue.load(tmp_path / "after")
+    assert reloaded.update(text(40, 3), strategy, steps=4, quiet=True, device=DEVICE).steps == 4
 
 
 @pytest.mark.parametrize("mixer", ["gru", "lstm", "mamba", "slstm", "gla+attention"])
@@ -201,37 +202,37 @@ def test_updates_of_other_mixers(mixer: str) -> None:
         assert fitted.update(text(30, 2), strategy, steps=4, quiet=True, device=DEVICE).steps == 4
 
 
-def test_the_same_score_as_on_the_cpu(model: Path) -> None:
+def test_evaluation_equals_that_on_the_cpu(model: Path) -> None:
     fitted = segue.load(model)
-    there, here = (fitted.evaluate(text(8, 9), device=device).bits_per_unit for device in (DEVICE, "cpu"))
-    assert abs(there - here) < 0.02, f"{there:.4f} bits on {DEVICE}, {here:.4f} on the CPU"
+    gpu_bits, cpu_bits = (fitted.evaluate(text(8, 9), device=device).bits_per_unit for device in (DEVICE, "cpu"))
+    assert abs(gpu_bits - cpu_bits) < 0.02, f"{gpu_bits:.4f} bits on {DEVICE}, {cpu_bits:.4f} on the CPU"
     a, b = (fitted.embed(text(8, 9), device=device).vectors for device in (DEVICE, "cpu"))
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
 def test_continue(model: Path) -> None:
     fitted = segue.load(model, DEVICE)
-    plain = fitted.continue_("the quick", 40, "greedy", draft="none").text
+    expected = fitted.continue_("the quick", 40, "greedy", draft="none").text
     for draft in ("trie", "lookup", "both"):
-        assert fitted.continue_("the quick", 40, "greedy", draft=draft).text == plain, draft
+        assert fitted.continue_("the quick", 40, "greedy", draft=draft).text == expected, draft
     for decoder in ("sample", "beam", "diverse-beam", "contrastive"):
         assert len(fitted.continue_("the quick", 8, decoder).text) > 0, decoder
     assert fitted.continue_("the quick", 8, depth="2-1").text
-    many = fitted.continue_(["the quick", "a", "the red fox"], 20)
-    assert len(many) == 3
+    answers = fitted.continue_(["the quick", "a", "the red fox"], 20)
+    assert len(answers) == 3
 
 
 def test_serving(model: Path) -> None:
     fitted = segue.load(model, DEVICE)
     running = fitted.decodable()
-    prompts = [fitted.codec.prompt(each).tolist() for each in ("the quick", "a red", "then")]
+    prompts = [fitted.codec.prompt(text).tolist() for text in ("the quick", "a red", "then")]
     expected = [generate(running, [prompt], 12)[0].tokens for prompt in prompts]
-    engine, said = Engine(running, rows=4, tokens=4096, queue=8), [list[int]() for _ in prompts]
+    engine, streamed = Engine(running, rows=4, tokens=4096, queue=8), [list[int]() for _ in prompts]
     ended = [threading.Event() for _ in prompts]
     troubles: list[Exception] = []
 
-    def hear(number: int, news: AnswerUpdate) -> None:
-        said[number] += news.tokens
+    def receive(number: int, news: AnswerUpdate) -> None:
+        streamed[number] += news.tokens
         if news.error is not None:
             troubles.append(news.error)
         if news.finish or news.error:
@@ -240,11 +241,11 @@ def test_serving(model: Path) -> None:
     try:
         engine.warm()
         for number, prompt in enumerate(prompts):
-            engine.submit(Request(prompt, 12), partial(hear, number))
+            engine.submit(Request(prompt, 12), partial(receive, number))
         assert all(event.wait(60) for event in ended) and not troubles, troubles
     finally:
         engine.close()
-    assert said == expected
+    assert streamed == expected
 
 
 def test_speed_up(model: Path) -> None:
@@ -281,10 +282,10 @@ def kinds(folder: Path) -> dict[str, tuple[Any, dict[str, Any]]]:
     for number in range(12):
         shade = (np.arange(64).reshape(8, 8) * (number + 1) % 256).astype(np.uint8)
         (folder / "pictures" / f"{number}.pgm").write_bytes(b"P5 8 8 255\n" + shade.tobytes())
-    how = {"who": "who", "what": "what"}
+    columns = {"who": "who", "what": "what"}
     return {"dna": (segue.read(folder / "g.fasta"), {}),
-            "events": (segue.read(folder / "events.csv", kind="events", **how), {}),
-            "timed": (segue.read(folder / "events.csv", kind="events", when="when", **how), {"objective": "timed"}),
+            "events": (segue.read(folder / "events.csv", kind="events", **columns), {}),
+            "timed": (segue.read(folder / "events.csv", kind="events", when="when", **columns), {"objective": "timed"}),
             "series": (segue.read(folder / "series.csv", kind="series"), {}),
             "graph": (segue.read(folder / "graphs", kind="graph"), {}),
             "picture": (segue.read(folder / "pictures", kind="picture"), {})}

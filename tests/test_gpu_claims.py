@@ -30,16 +30,16 @@ ELSEWHERE = "lazy"  # the device other than cpu that every build of torch can pr
 
 @pytest.mark.parametrize("slug", SLUGS)
 def test_the_gpu_form_of_a_claim_runs(slug: str, tmp_path: Path) -> None:
-    told = claim(slug).at("gpu")
-    assert told is not claim(slug) and told.slug == slug and claim(slug).at("cpu") is claim(slug)
-    report = run_claim(told, "smoke", out=tmp_path, quiet=True)
+    gpu_claim = claim(slug).at("gpu")
+    assert gpu_claim is not claim(slug) and gpu_claim.slug == slug and claim(slug).at("cpu") is claim(slug)
+    report = run_claim(gpu_claim, "smoke", out=tmp_path, quiet=True)
     if slug != "flashrnn":  # whose smoke times one size only
-        assert told.judge(report.table)[0] in ("confirmed", "refuted", "inconclusive")
+        assert gpu_claim.judge(report.table)[0] in ("confirmed", "refuted", "inconclusive")
     assert all(set(row) == set(report.table[0]) for row in report.table) or slug in ("s4", "flashrnn")
     assert (tmp_path / f"{slug}-smoke.png").exists()
 
 
-def test_cells_are_told_the_device() -> None:
+def test_cells_get_the_device() -> None:
     runs = [Run(claim("s4"), scale, 0, None, None) for scale in ("smoke", "cpu", "gpu")]
     assert [run.device for run in runs] == ["cpu", "cpu", "cuda"]
 
@@ -68,8 +68,8 @@ def moved(module: torch.nn.Module, device: str) -> torch.nn.Module:
     for part in module.modules():
         for name, old in list(part._parameters.items()):
             if old is not None:
-                there = (old, torch.nn.Parameter(old.detach().to(device), old.requires_grad))
-                part._parameters[name] = new.setdefault(id(old), there)[1]
+                on_device = (old, torch.nn.Parameter(old.detach().to(device), old.requires_grad))
+                part._parameters[name] = new.setdefault(id(old), on_device)[1]
         for name, buffer in list(part._buffers.items()):
             part._buffers[name] = None if buffer is None else buffer.to(device)
     return module
@@ -81,16 +81,16 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     has no form of is left out: autocast, the clip's and the optimiser's fused kernels."""
     monkeypatch.setattr(torch.nn.Module, "to", moved)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device=None: False)
-    monkeypatch.setattr(torch, "autocast", lambda *given, **options: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: contextlib.nullcontext())
     monkeypatch.setattr(loop, "autocast", lambda device, precision: contextlib.nullcontext())
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given, **options: None)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *arguments, **options: None)
     monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **options: torch.optim.SGD(groups, lr=0.0))
     monkeypatch.setattr(Batch, "count", property(lambda batch: 1))
     with FakeTensorMode(allow_non_fake_inputs=True), Numbers():
         yield
 
 
-def test_a_pretended_device_tells_a_mix(pretended: None) -> None:
+def test_a_pretended_device_detects_mixed_tensors(pretended: None) -> None:
     with pytest.raises(Exception, match="device"):
         torch.zeros(2, device=ELSEWHERE) + torch.zeros(2)
     model = Stack(StackConfig(4, 8, ["attention"])).to(ELSEWHERE)
@@ -156,7 +156,7 @@ def test_pointers_are_learned_on_one_device(name: str, monkeypatch: pytest.Monke
     from segue.papers import pointer_networks as paper
 
     batch = Batch(torch.zeros(4, 12, 3), torch.zeros(4, 12, dtype=torch.long))
-    monkeypatch.setattr(type(paper.GEOMETRY["hull"]), "batches", lambda *given: lambda step: batch)
+    monkeypatch.setattr(type(paper.GEOMETRY["hull"]), "batches", lambda *arguments: lambda step: batch)
     paper.train_network("hull", name, (5, 10), 0, paper.Lesson(1, 4, 16, paper.LONG, ELSEWHERE))
 
 
@@ -182,7 +182,7 @@ def test_the_pictures_of_the_claim(shared_data: Callable[[str], Path]) -> None:
     assert 0.4 < float(pixels.mean()) < 0.55
 
 
-def test_a_scratchpad_of_about_the_root() -> None:
+def test_a_scratchpad_has_about_the_root_of_the_length() -> None:
     assert Scratchpad("root").steps(16) == [4, 8, 12, 16]
     assert Scratchpad("root").steps(8) == [2, 4, 6, 8]
     assert Scratchpad("root").steps(32) == [5, 10, 15, 20, 25, 30, 32]
@@ -195,8 +195,8 @@ def test_a_scratchpad_of_about_the_root() -> None:
 def test_the_rule_of_s4_on_a_gpu(gain: float, growth: float, verdict: str) -> None:
     from segue.papers.s4 import HIPPO, MORE, RANDOM
 
-    right = {HIPPO[0]: 0.3 + gain, HIPPO[1]: 0.2, RANDOM: 0.3, "GRU": 0.3}
-    rows: list[Row] = [{"task": "CIFAR", "model": name, "accuracy": value} for name, value in right.items()]
+    accuracies = {HIPPO[0]: 0.3 + gain, HIPPO[1]: 0.2, RANDOM: 0.3, "GRU": 0.3}
+    rows: list[Row] = [{"task": "CIFAR", "model": name, "accuracy": value} for name, value in accuracies.items()]
     rows += [{"task": MORE, "model": name, "length": n, "milliseconds": n**power}
              for name, power in (("S4", growth), ("attention", 0.0)) for n in (1024, 4096, 16384)]
     assert claim("s4").at("gpu").judge(rows)[0] == verdict
@@ -212,10 +212,10 @@ def test_the_rule_of_scratchpads_on_a_gpu(change: dict[Any, float], verdict: str
 
     rows: list[Row] = []
     for policy, symbols, layers, mixer in grid():
-        right = change.get("control", 1.0) if policy == CONTROL else \
+        accuracy = change.get("control", 1.0) if policy == CONTROL else \
             change.get((policy, symbols), 1.0 if policy == "linear" else 0.02)
         rows.append({"what": "control" if policy == CONTROL else "words of A5", "mixer": mixer, "symbols": symbols,
-                     "layers": layers, "scratchpad": policy, "right": right if mixer == "attention" else 0.9})
+                     "layers": layers, "scratchpad": policy, "right": accuracy if mixer == "attention" else 0.9})
     rows += [{"what": f"compiled, {precision}", "mixer": "attention", "symbols": 512, "right": change.get(precision, 1)
               if precision == "float64" else change.get(precision, 0.6)} for precision in ("float64", "float32")]
     assert claim("cot-expressivity").at("gpu").judge(rows)[0] == verdict
@@ -229,12 +229,14 @@ def test_the_rule_of_eigenvalues_on_a_gpu(change: dict[str, float], verdict: str
     from segue.papers.negative_eigenvalues import ARMS, FAR, SWAPS, TRAINED
 
     value = {"plain": 0.5, "far": 0.99, "sums": 0.97, "other": 0.4, "swaps": 1.0, "plain swaps": 0.1} | change
-    near = dict(zip(ARMS | SWAPS, (1.0, value["plain"], 1.0, value["other"], 0.4, value["swaps"],
-                                   value["plain swaps"])))
-    far = dict(zip(ARMS | SWAPS, (value["far"], 0.5, value["sums"], 0.4, 0.4, 0.6, 0.1)))
-    rows: list[Row] = [{"task": task, "model": model, f"best at {TRAINED}": right, "median": right, "worst": right,
-                        f"mean over positions to {FAR}": far[task, model], f"best to {FAR}": far[task, model]}
-                       for (task, model), right in near.items()]
+    at_trained_length = dict(zip(ARMS | SWAPS, (1.0, value["plain"], 1.0, value["other"], 0.4, value["swaps"],
+                                                value["plain swaps"])))
+    at_longer_length = dict(zip(ARMS | SWAPS, (value["far"], 0.5, value["sums"], 0.4, 0.4, 0.6, 0.1)))
+    rows: list[Row] = [{"task": task, "model": model, f"best at {TRAINED}": accuracy, "median": accuracy,
+                        "worst": accuracy,
+                        f"mean over positions to {FAR}": at_longer_length[task, model],
+                        f"best to {FAR}": at_longer_length[task, model]}
+                       for (task, model), accuracy in at_trained_length.items()]
     assert claim("negative-eigenvalues").at("gpu").judge(rows)[0] == verdict
 
 
@@ -246,12 +248,12 @@ def test_the_rule_of_eigenvalues_on_a_gpu(change: dict[str, float], verdict: str
 def test_the_rule_of_windows_on_a_gpu(error: float, steps: tuple[int | None, ...], verdict: str) -> None:
     from segue.papers.icl_functions import ORACLES, WINDOW, WINDOWS
 
-    said = {"prompt": error, "shuffled": 1.6, "25% wrong": 1.0, "50% wrong": 1.6, "100% wrong": 2.2}
-    rows: list[Row] = [{"what": what, "window": WINDOW, "prompt": name, "error": value, "steps": None}
-                       for what in ("attention", "gla") for name, value in said.items() if name != "prompt"]
+    errors = {"prompt": error, "shuffled": 1.6, "25% wrong": 1.0, "50% wrong": 1.6, "100% wrong": 2.2}
+    rows: list[Row] = [{"what": model, "window": WINDOW, "prompt": name, "error": value, "steps": None}
+                       for model in ("attention", "gla") for name, value in errors.items() if name != "prompt"]
     rows += [{"what": "gla", "window": WINDOW, "prompt": "prompt", "error": error, "steps": 5}]
-    rows += [{"what": "attention", "window": window, "prompt": "prompt", "error": error, "steps": took}
-             for window, took in zip(WINDOWS["attention"], steps)]
+    rows += [{"what": "attention", "window": window, "prompt": "prompt", "error": error, "steps": step_count}
+             for window, step_count in zip(WINDOWS["attention"], steps)]
     rows += [{"what": "floors", "window": WINDOW, "prompt": name, "error": 0.7, "steps": None} for name in ORACLES]
     assert claim("icl-functions").at("gpu").judge(rows)[0] == verdict
 
@@ -282,9 +284,9 @@ def test_heads_on_a_gpu_are_of_the_size_that_its_kernels_take() -> None:
 def test_the_page_shows_both_scales() -> None:
     """A report of a GPU stands below that of a processor, in one row."""
     page = runpy.run_path(str(Path(__file__).resolve().parents[1] / "tools" / "papers.py"))["page"]
-    said = [{"slug": "s4", "scale": scale, "reason": f"as {scale} has it", "seconds": 60.0, "machine": "a machine",
-             "verdict": verdict} for scale, verdict in (("cpu", "confirmed"), ("gpu", "refuted"))]
-    page.__globals__["reports"] = lambda slug: said if slug == "s4" else []
+    reports = [{"slug": "s4", "scale": scale, "reason": f"as {scale} has it", "seconds": 60.0, "machine": "a machine",
+                "verdict": verdict} for scale, verdict in (("cpu", "confirmed"), ("gpu", "refuted"))]
+    page.__globals__["reports"] = lambda slug: reports if slug == "s4" else []
     (row,) = [line for line in page().splitlines() if "s4-cpu.png" in line]
     assert "as cpu has it. Took 60 s on a machine.<br>Refuted on a GPU ([picture]" in row
     assert "| confirmed, refuted on a GPU |" in page()

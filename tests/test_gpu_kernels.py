@@ -40,11 +40,11 @@ def gla_inputs(length: int, keys: int, values: int, gated: bool = True) -> list[
     return [q, k, v, *([g] if gated else []), state]
 
 
-def delta_inputs(length: int, keys: int, values: int, many: int) -> list[Tensor]:
-    q, k = normal(ROWS, length, HEADS, keys, seed=0), normal(ROWS, length, many, HEADS, keys, seed=1)
+def delta_inputs(length: int, keys: int, values: int, writes: int) -> list[Tensor]:
+    q, k = normal(ROWS, length, HEADS, keys, seed=0), normal(ROWS, length, writes, HEADS, keys, seed=1)
     q, k = normalise_qk(q, k, 1e-6)
-    beta = 1.6 * torch.sigmoid(normal(ROWS, length, many, HEADS, seed=4))
-    return [q, k, normal(ROWS, length, many, HEADS, values, seed=2), beta, normal(ROWS, HEADS, keys, values, seed=3)]
+    beta = 1.6 * torch.sigmoid(normal(ROWS, length, writes, HEADS, seed=4))
+    return [q, k, normal(ROWS, length, writes, HEADS, values, seed=2), beta, normal(ROWS, HEADS, keys, values, seed=3)]
 
 
 def ssd_inputs(length: int, keys: int, values: int, heads: int = 4, groups: int = 2) -> list[Tensor]:
@@ -53,7 +53,7 @@ def ssd_inputs(length: int, keys: int, values: int, heads: int = 4, groups: int 
     return [u, write, -write, normal(heads, seed=2), normal(ROWS, heads, keys, values, seed=3)]
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, state: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+def unforgetting_attention(q: Tensor, k: Tensor, v: Tensor, state: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     """Linear attention that never forgets."""
     run = gla if len(others) == 2 else gla_reference
     return run(q, k, v, None, state, *others)
@@ -80,9 +80,9 @@ def pieces(rule: Any) -> Any:
             return rule(*sequences, state)
         assert len(state) == len(edges) - 1 and all(len(x) == 1 for x in sequences)
         assert (edges.diff() > 0).all() and edges[-1] == sequences[0].shape[1]
-        found = [rule(*(x[:, a:b] for x in sequences), state[i : i + 1])
-                 for i, (a, b) in enumerate(zip(edges, edges[1:]))]
-        return torch.cat([y for y, _ in found], 1), torch.cat([final for _, final in found])
+        results = [rule(*(x[:, a:b] for x in sequences), state[i : i + 1])
+                   for i, (a, b) in enumerate(zip(edges, edges[1:]))]
+        return torch.cat([y for y, _ in results], 1), torch.cat([final for _, final in results])
 
     return kernel
 
@@ -108,7 +108,8 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 CASES = {"gla": (gla, gla_reference, lambda length: gla_inputs(length, 24, 40)),
-         "linear": (plain, plain, lambda length: gla_inputs(length, 16, 5, gated=False)),
+         "linear": (unforgetting_attention, unforgetting_attention,
+                    lambda length: gla_inputs(length, 16, 5, gated=False)),
          "delta": (delta, delta_reference, lambda length: delta_inputs(length, 24, 40, 1)),
          "three steps": (delta, delta_reference, lambda length: delta_inputs(length, 8, 16, 3)),
          "ssd": (ssd, ssd_reference, lambda length: ssd_inputs(length, 24, 40))}
@@ -124,14 +125,14 @@ def test_documents_steps_and_widths_map_onto_a_kernel(name: str, length: int, pa
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_past_the_length_says_nothing(name: str, loops: None) -> None:
+def test_elements_past_the_length_do_not_matter(name: str, loops: None) -> None:
     run, reference, make = CASES[name]
     inputs, lengths, starts = [x.float() for x in make(19)], torch.tensor([0, 7, 19]), documents(19)
     y, final = run(*inputs, starts, lengths)
     for row, end in enumerate(lengths):
-        alone = [x[row : row + 1] if x.dim() > 1 else x for x in inputs]
-        alone = [x[:, :end] if x.dim() > 2 and x.shape[1] == 19 else x for x in alone]
-        expected = reference(*alone, starts[row : row + 1, :end])
+        single = [x[row : row + 1] if x.dim() > 1 else x for x in inputs]
+        single = [x[:, :end] if x.dim() > 2 and x.shape[1] == 19 else x for x in single]
+        expected = reference(*single, starts[row : row + 1, :end])
         agree([y[row : row + 1, :end], final[row : row + 1]], list(expected), 2e-5)
 
 
@@ -144,20 +145,20 @@ def test_a_length_that_forgets_its_least_is_kept_by_the_delta_rule(loops: None) 
 
 @pytest.mark.parametrize("kernel", ["gla", "linear", "delta", "ssd"])
 @pytest.mark.parametrize("spoilt", [False, True])
-def test_a_kernel_that_errs_is_told(kernel: str, spoilt: bool, loops: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_kernel_is_detected(kernel: str, spoilt: bool, loops: None, monkeypatch: pytest.MonkeyPatch) -> None:
     if spoilt:
         name = {"gla": "_gla", "delta": "_delta"}.get(kernel, "_simple_gla")
         real = getattr(fla, name)
         monkeypatch.setattr(fla, name, lambda q, *x: real(torch.cat([q[..., :32], 0 * q[..., 32:]], -1), *x))
-    given = (kernel, 2, 64, 64, torch.bfloat16, torch.device("cpu"))
+    arguments = (kernel, 2, 64, 64, torch.bfloat16, torch.device("cpu"))
     if spoilt:
         with pytest.warns(UserWarning, match=f"fla's kernel of '{kernel}' is off by"):
-            assert not fla._matches_reference.__wrapped__(*given)
+            assert not fla._matches_reference.__wrapped__(*arguments)
     else:
-        assert fla._matches_reference.__wrapped__(*given)
+        assert fla._matches_reference.__wrapped__(*arguments)
 
 
-def test_where_fla_serves() -> None:
+def test_fla_supports_its_sizes_only() -> None:
     v = torch.zeros(1, 64, 2, 16, dtype=torch.bfloat16)
     assert not fla.supports("gla", v, 16)  # not on a GPU
 
@@ -180,8 +181,8 @@ def linear_inputs(length: int, width: int, steady: bool) -> list[Tensor]:
 
 @pytest.mark.parametrize(("length", "inner", "states", "packed", "low"), [
     (1, 3, 1, True, 0.0), (7, 33, 5, True, -1.0), (70, 3, 3, True, 0.0), (64, 3, 4, False, -1.0)])
-def test_the_selective_scan_in_triton(length: int, inner: int, states: int, packed: bool, low: float,
-                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_triton_selective_scan_equals_the_reference(length: int, inner: int, states: int, packed: bool, low: float,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU through Triton's interpreter, in float64; over more than a span of steps."""
     interpret(monkeypatch)
     from segue.kernels.triton import scan as kernels
@@ -209,17 +210,17 @@ def quick() -> None:
 def on_gpu(run: Any, inputs: list[Tensor], dtype: torch.dtype, wide: int, *others: Any) -> list[Tensor]:
     """Outputs and gradients, on the CPU in float64; the last `wide` inputs (gates, state) stay in float32."""
     kinds = [dtype] * (len(inputs) - wide) + [torch.float32] * wide
-    given = [x.to("cuda", kind).requires_grad_() for x, kind in zip(inputs, kinds)]
-    outputs = run(*given, *(x if x is None else x.cuda() for x in others))
+    gpu_inputs = [x.to("cuda", kind).requires_grad_() for x, kind in zip(inputs, kinds)]
+    outputs = run(*gpu_inputs, *(x if x is None else x.cuda() for x in others))
     generator = torch.Generator().manual_seed(5)
     loss = sum((y.double() * torch.randn(y.shape, generator=generator, dtype=torch.float64).cuda()).sum()
                for y in outputs)
-    found = [*outputs, *torch.autograd.grad(loss, given)]
+    results = [*outputs, *torch.autograd.grad(loss, gpu_inputs)]
     assert outputs[0].dtype == dtype
-    return [x.detach().double().cpu() for x in found]
+    return [x.detach().double().cpu() for x in results]
 
 
-def near(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+def is_close(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
     """By the root of mean squares, which is what rounding in half precision does."""
     for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
         error = float((a - b).detach().norm() / b.detach().norm().clamp_min(1e-6))
@@ -257,7 +258,7 @@ def test_fla_kernels(name: str, length: int, keys: int, values: int, packed: boo
     rounded = [x.bfloat16().double() if index < len(inputs) - WIDE[name] else x for index, x in enumerate(inputs)]
     starts = documents(length) if packed else None
     expected = on_cpu(lambda *x: reference(*x, starts), rounded)
-    near(on_gpu(run, rounded, torch.bfloat16, WIDE[name], starts, None), expected, 4e-2)
+    is_close(on_gpu(run, rounded, torch.bfloat16, WIDE[name], starts, None), expected, 4e-2)
     assert called
 
 
@@ -270,11 +271,11 @@ def test_the_selective_scan(length: int, inner: int, states: int, packed: bool, 
     inputs, starts = scan_inputs(length, inner, states), documents(length) if packed else None
     expected = on_cpu(lambda *x: selective_scan_reference(*x, starts, low), inputs)
     monkeypatch.setattr(scan_module, "selective_scan_reference", None)  # the kernels, nothing else
-    near(on_gpu(lambda *x: selective_scan(*x, low), inputs, torch.float32, 0, starts), expected, 1e-5)
+    is_close(on_gpu(lambda *x: selective_scan(*x, low), inputs, torch.float32, 0, starts), expected, 1e-5)
     for steady in (False, True):
         inputs = linear_inputs(length, inner, steady)
         expected = on_cpu(lambda *x: linear_scan_reference(*x, starts), inputs)
-        near(on_gpu(lambda *x: (linear_scan(*x),), inputs, torch.float32, 0, starts), expected, 1e-5)
+        is_close(on_gpu(lambda *x: (linear_scan(*x),), inputs, torch.float32, 0, starts), expected, 1e-5)
 
 
 @GPU
@@ -287,7 +288,7 @@ def test_fla_kernels_in_float32_where_tf32_is_welcome(name: str, quick: None, mo
     for welcome, tolerance in ((False, 1e-4), (True, 1e-2)):
         monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", welcome)
         assert fla.supports(name, torch.zeros(1, 2, 1, 16, device="cuda"), 16) == welcome
-        near(on_gpu(run, inputs, torch.float32, 0, None, None), expected, tolerance)
+        is_close(on_gpu(run, inputs, torch.float32, 0, None, None), expected, tolerance)
 
 
 @GPU
@@ -303,11 +304,11 @@ def test_short_long_and_ended_rows(name: str, quick: None) -> None:
         ends = lengths.clamp(max=length)
         y, final = run(*half, None, ends.cuda())
         for row, end in enumerate(ends.tolist()):
-            alone = [x[row : row + 1] if x.dim() > 1 else x for x in exact]
-            alone = [x[:, :end] if x.dim() > 2 and x.shape[1] == length and index < len(inputs) - 1 else x
-                     for index, x in enumerate(alone)]
-            expected = reference(*alone, None)
-            near([y[row, :end].double().cpu(), final[row].double().cpu()], [expected[0][0], expected[1][0]], 4e-2)
+            single = [x[row : row + 1] if x.dim() > 1 else x for x in exact]
+            single = [x[:, :end] if x.dim() > 2 and x.shape[1] == length and index < len(inputs) - 1 else x
+                      for index, x in enumerate(single)]
+            expected = reference(*single, None)
+            is_close([y[row, :end].double().cpu(), final[row].double().cpu()], [expected[0][0], expected[1][0]], 4e-2)
 
 
 @GPU
@@ -322,4 +323,4 @@ def test_mixers_reach_the_kernels_under_autocast(name: str, quick: None, monkeyp
         with torch.autocast("cuda", torch.bfloat16):
             y = mixer.cuda()(x.cuda())
     assert called
-    near([y.double().cpu()], [expected.double()], 5e-2)
+    is_close([y.double().cpu()], [expected.double()], 5e-2)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weights import amplify
 
 from segue.decoding import continue_objects, generate, stream_objects
 from segue.decoding.healing import Healing, Spelling, spelling_of
@@ -32,9 +33,7 @@ def wild(vocabulary: int) -> Stack:
     """A model whose scores are far from even, and that no text has ever touched."""
     torch.manual_seed(0)
     model = Stack(StackConfig(vocabulary, 16, ["attention"])).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 2.5
+    amplify(model, 2.5)
     return model
 
 
@@ -57,19 +56,19 @@ letters = st.text("ab", min_size=0, max_size=4)
 
 
 @given(words=st.lists(letters, min_size=1, max_size=12), rest=st.text("ab", min_size=1, max_size=5))
-def test_what_may_follow_is_what_brute_force_finds(words: list[str], rest: str) -> None:
+def test_allowed_tokens_equal_brute_force(words: list[str], rest: str) -> None:
     allowed = Spelling(Pieces(words)).allowed(rest.encode())
     assert allowed.tolist() == [id for id, word in enumerate(words)
                                 if word and (word.startswith(rest) or rest.startswith(word))]
 
 
 @given(words=st.lists(letters, min_size=1, max_size=12), tokens=st.lists(st.integers(0, 11), min_size=1, max_size=8))
-def test_what_is_taken_back_is_what_brute_force_finds(words: list[str], tokens: list[int]) -> None:
+def test_removed_tokens_equal_brute_force(words: list[str], tokens: list[int]) -> None:
     tokens = [token % len(words) for token in tokens]
-    said = [words[token] for token in tokens]
+    pieces = [words[token] for token in tokens]
     counts = []
     for count in range(1, len(tokens)):  # the first token stays
-        if not (text := "".join(said[-count:])):
+        if not (text := "".join(pieces[-count:])):
             break  # a token that spells nothing ends what can be said again
         counts += [count] if any(word.startswith(text) and word != text for word in words) else []
     opened = Spelling(Pieces(words)).open(tokens, 1)
@@ -77,10 +76,10 @@ def test_what_is_taken_back_is_what_brute_force_finds(words: list[str], tokens: 
         assert opened is None
     else:
         assert opened is not None and opened.removed_count == max(counts)
-        assert opened == tokens[: -max(counts)] and opened.removed_text == "".join(said[-max(counts) :]).encode()
+        assert opened == tokens[: -max(counts)] and opened.removed_text == "".join(pieces[-max(counts) :]).encode()
 
 
-def test_tokens_that_nothing_extends_stay(bpe: BPECodec) -> None:
+def test_tokens_without_extension_are_not_removed(bpe: BPECodec) -> None:
     assert spelling_of(ByteCodec()).open([1, 2, 3], 0) is None
     assert spelling_of(ItemCodec(["a", "ab"])).open([0, 1], 0) is None
     assert spelling_of(KmerCodec(3)).open(KmerCodec(3).encode("ACGTTT").tolist(), 0) is None
@@ -88,7 +87,7 @@ def test_tokens_that_nothing_extends_stay(bpe: BPECodec) -> None:
     assert opened is not None and opened.removed_text == "TT" and opened.removed_count == 2
 
 
-def test_the_first_token_has_the_models_chances_among_those_that_fit(bpe: BPECodec) -> None:
+def test_the_first_token_follows_the_models_conditional_distribution(bpe: BPECodec) -> None:
     """The distribution is the model's own, given that the text goes on as the prime did."""
     model = wild(bpe.size)
     prompt = spelling_of(bpe).open([bpe.eos, *bpe.encode("the ba").tolist()], 1)
@@ -109,20 +108,20 @@ WAYS: list[dict[str, Any]] = [{"decoder": "greedy", "draft": "none"}, {"decoder"
 
 
 @pytest.mark.parametrize("mixer", ["attention", "mamba"])
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_answers_go_on_from_the_prime_in_every_decoder(bpe: BPECodec, mixer: str, way: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", WAYS, ids=str)
+def test_every_decoder_continues_the_text_of_the_prime(bpe: BPECodec, mixer: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = Stack(StackConfig(bpe.size, 16, [mixer])).double()
     primes = [b"the ", b"the b", b"the bar", b"", b"a b", b"b", "the bär".encode()]
-    answers = continue_objects(model, bpe, primes, 12, **way)
+    answers = continue_objects(model, bpe, primes, 12, **options)
     for prime, answer in zip(primes, answers):
         assert answer.whole == prime + answer.value
         assert bpe.decode(answer.tokens).endswith(answer.value)
         assert not answer.pieces or "".join(answer.pieces) == answer.text or "\ufffd" in answer.text
         assert len(answer.tokens) <= 12 + 3
-    alone = [continue_objects(model, bpe, [prime], 12, **way | {"seed": [3]} if "seed" in way else way)[0]
-             for prime in primes[1:2]]
-    assert way["decoder"] == "sample" or alone[0].value == answers[1].value
+    single = [continue_objects(model, bpe, [prime], 12, **options | {"seed": [3]} if "seed" in options else options)[0]
+              for prime in primes[1:2]]
+    assert options["decoder"] == "sample" or single[0].value == answers[1].value
 
 
 def test_drafts_change_no_token(bpe: BPECodec) -> None:
@@ -130,27 +129,27 @@ def test_drafts_change_no_token(bpe: BPECodec) -> None:
     model = Stack(StackConfig(bpe.size, 16, ["attention"])).double()
     primes = [b"the ", b"the b", b"a barrel o"] * 3
     for decoder in ("greedy", "sample"):
-        plain = continue_objects(model, bpe, primes, 30, decoder, "none", seed=1)
+        undrafted = continue_objects(model, bpe, primes, 30, decoder, "none", seed=1)
         drafted = continue_objects(model, bpe, primes, 30, decoder, "both", seed=1)
-        assert [one.tokens for one in plain] == [one.tokens for one in drafted]
+        assert [answer.tokens for answer in undrafted] == [answer.tokens for answer in drafted]
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 99), cut=st.integers(1, len(WORDS) - 1))
-def test_streams_and_stops_see_only_what_is_new(bpe: BPECodec, seed: int, cut: int) -> None:
+def test_streams_and_stops_exclude_healed_text(bpe: BPECodec, seed: int, cut: int) -> None:
     """A stop that stands in what is said again ends nothing; the pieces of a stream add up to the answer."""
     model = wild(bpe.size)
     prime = WORDS[:cut].encode()
-    [plain] = continue_objects(model, bpe, [prime], 20, "sample", seed=seed)
+    [unstopped] = continue_objects(model, bpe, [prime], 20, "sample", seed=seed)
     for stop in (prime[-1:].decode(), "b", " "):
         [cut_short] = continue_objects(model, bpe, [prime], 20, "sample", seed=seed, stop=[stop])
-        assert cut_short.value == plain.value.partition(stop.encode())[0]
-        told = b"".join(delta.value for delta in stream_objects(model, bpe, [prime], 20, "sample", seed=seed,
-                                                                stop=[stop]))
-        assert told == cut_short.value
+        assert cut_short.value == unstopped.value.partition(stop.encode())[0]
+        streamed = b"".join(delta.value for delta in stream_objects(model, bpe, [prime], 20, "sample", seed=seed,
+                                                                    stop=[stop]))
+        assert streamed == cut_short.value
 
 
-def test_a_stop_as_of_the_prime(bpe: BPECodec) -> None:
+def test_a_stop_inside_the_prime_is_ignored(bpe: BPECodec) -> None:
     with_stop = spelling_of(bpe).open([bpe.eos, *bpe.encode("the b").tolist()], 1)
     assert with_stop is not None and b"b" in with_stop.removed_text
     model = wild(bpe.size)
@@ -158,7 +157,7 @@ def test_a_stop_as_of_the_prime(bpe: BPECodec) -> None:
     assert any(answer.value for answer in answers), "the prime's own b stopped every answer"
 
 
-def test_bare_prompts_and_foreign_tokens_are_left_alone(bpe: BPECodec) -> None:
+def test_bare_prompts_and_foreign_tokens_are_not_healed(bpe: BPECodec) -> None:
     model = wild(bpe.size)
     ids = [bpe.eos, *bpe.encode("the b").tolist()]
     [bare] = generate(model, [ids], 8)
@@ -169,7 +168,7 @@ def test_bare_prompts_and_foreign_tokens_are_left_alone(bpe: BPECodec) -> None:
     assert not isinstance(ids, OpenPrompt)
 
 
-def test_learned_text_goes_on_inside_words(bpe: BPECodec) -> None:
+def test_healing_continues_learned_text_inside_words(bpe: BPECodec) -> None:
     """A model that knows its text by heart goes on right wherever the prime is cut; without healing it does not."""
     from segue.training.batches import Batch
     from segue.training.learn import learn
@@ -180,16 +179,16 @@ def test_learned_text_goes_on_inside_words(bpe: BPECodec) -> None:
     model = Stack(StackConfig(bpe.size, 32, ["attention"]))
     learn(model, lambda step: Batch(line[:, :-1], line[:, 1:]), 150, quiet=True)
 
-    def right(heal: bool) -> float:
+    def share_right(heal: bool) -> float:
         primes = [(WORDS + WORDS[:cut]).encode() for cut in range(len(WORDS) - 8)]
         answers = continue_objects(model, bpe, primes, 4, heal=heal)
-        found = [answer.value[:1] == WORDS[cut : cut + 1].encode() for cut, answer in enumerate(answers)]
-        return sum(found) / len(found)
+        results = [answer.value[:1] == WORDS[cut : cut + 1].encode() for cut, answer in enumerate(answers)]
+        return sum(results) / len(results)
 
-    assert right(heal=True) > 0.9 > right(heal=False)
+    assert share_right(heal=True) > 0.9 > share_right(heal=False)
 
 
-def test_served_prompts_are_healed_too(bpe: BPECodec) -> None:
+def test_served_prompts_are_healed(bpe: BPECodec) -> None:
     pytest.importorskip("fastapi")
     from fastapi.testclient import TestClient
 
@@ -204,15 +203,15 @@ def test_served_prompts_are_healed_too(bpe: BPECodec) -> None:
         served = [choice["text"] for choice in client.post("/v1/completions", json=request).json()["choices"]]
         local = continue_objects(engine.model, bpe, request["prompt"], 6)
         assert served == [answer.text for answer in local]
-        told = client.post("/v1/completions", json=request | {"logprobs": 1, "prompt": "the ba"}).json()
+        healed = client.post("/v1/completions", json=request | {"logprobs": 1, "prompt": "the ba"}).json()
         bare = generate(engine.model, [[bpe.eos, *bpe.encode("the ba").tolist()]], 6, eos=bpe.eos)
-        assert len(told["choices"][0]["logprobs"]["tokens"]) == len(bare[0].tokens)
+        assert len(healed["choices"][0]["logprobs"]["tokens"]) == len(bare[0].tokens)
     finally:
         engine.close()
 
 
 @pytest.mark.parametrize("codec", [KmerCodec(2), KmerCodec(3)], ids=str)
-def test_dna_goes_on_at_any_length(codec: KmerCodec) -> None:
+def test_dna_continues_at_any_length(codec: KmerCodec) -> None:
     model = wild(codec.size)
     for length in range(1, 14):
         prime = ("ACGGTCA" * 2)[:length]
@@ -230,6 +229,6 @@ def test_limits_are_checked_and_a_stop_says_that_it_stopped(bpe: BPECodec) -> No
         with pytest.raises(SegueError, match="n must be at least 1"):
             continue_objects(model, bpe, ["the ba", "a b"], n)
     codec = KmerCodec(2)
-    [whole] = continue_objects(wild(codec.size), codec, ["ACG"], 12, "sample", seed=1)
-    [cut] = continue_objects(wild(codec.size), codec, ["ACG"], 12, "sample", seed=1, stop=[whole.value[3:5]])
-    assert cut.finish == "until" and len(whole.value) <= 12 and whole.value.startswith(cut.value)
+    [unstopped] = continue_objects(wild(codec.size), codec, ["ACG"], 12, "sample", seed=1)
+    [cut] = continue_objects(wild(codec.size), codec, ["ACG"], 12, "sample", seed=1, stop=[unstopped.value[3:5]])
+    assert cut.finish == "until" and len(unstopped.value) <= 12 and unstopped.value.startswith(cut.value)

@@ -51,9 +51,9 @@ def test_every_package_has_its_layer() -> None:
     """A new package must take its place in the import contract, which lint-imports then holds."""
     layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
     placed = {name.strip(" ()") for layer in layers for name in layer.split("|")}
-    there = {path.stem for path in (ROOT / "segue").iterdir()
-             if path.suffix == ".py" or (path / "__init__.py").is_file()} - {"__init__"}
-    assert there <= placed, f"give these a layer in pyproject.toml: {sorted(there - placed)}"
+    packages = {path.stem for path in (ROOT / "segue").iterdir()
+                if path.suffix == ".py" or (path / "__init__.py").is_file()} - {"__init__"}
+    assert packages <= placed, f"give these a layer in pyproject.toml: {sorted(packages - placed)}"
 
 
 def test_licence() -> None:
@@ -62,23 +62,23 @@ def test_licence() -> None:
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"] == "Apache-2.0"
 
 
-def test_nothing_of_one_machine_in_the_tree() -> None:
+def test_no_machine_paths_in_the_tree() -> None:
     pattern = re.compile("|".join((r"/ho" r"me/\w", r"/ro" r"ot/", r"/wo" r"rk/", r"/Us" r"ers/\w")))
-    found = []
+    results = []
     for path in tracked():
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
-        found += [f"{path.relative_to(ROOT)}:{number}" for number, line in enumerate(text.splitlines(), 1)
-                  if pattern.search(line)]
-    assert not found
+        results += [f"{path.relative_to(ROOT)}:{number}" for number, line in enumerate(text.splitlines(), 1)
+                    if pattern.search(line)]
+    assert not results
 
 
 def test_no_pickle_is_loaded() -> None:
     pattern = re.compile(r"pickle\.loads?\(|torch\.load\(|allow_pickle=True|joblib\.load\(")
-    found = [path.name for path in (ROOT / "segue").rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))]
-    assert not found
+    results = [path.name for path in (ROOT / "segue").rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))]
+    assert not results
 
 
 @pytest.mark.slow
@@ -99,9 +99,9 @@ def test_a_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
     environment = {**{k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}, "PYTHONPATH": str(home)}
     for arguments in (["--version"], ["fit", "corpus.txt", "--out", "model", "--steps", "5"],
                       ["continue", "model", "the quick", "-n", "8"], ["evaluate", "model", "corpus.txt"]):
-        done = subprocess.run([sys.executable, "-P", "-m", "segue", *arguments], cwd=tmp_path, env=environment,
-                              capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    where = subprocess.run([sys.executable, "-P", "-c", "import segue; print(segue.__file__)"], cwd=tmp_path,
-                           env=environment, capture_output=True, text=True).stdout
-    assert str(home) in where
+        process = subprocess.run([sys.executable, "-P", "-m", "segue", *arguments], cwd=tmp_path, env=environment,
+                                 capture_output=True, text=True)
+        assert process.returncode == 0, process.stderr
+    imported = subprocess.run([sys.executable, "-P", "-c", "import segue; print(segue.__file__)"], cwd=tmp_path,
+                              env=environment, capture_output=True, text=True).stdout
+    assert str(home) in imported

@@ -79,60 +79,60 @@ def tiny(name: str, options: dict[str, Any], seed: int = 0) -> Any:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_native_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
-    theirs = tiny(*MODELS[name])
-    theirs.save_pretrained(tmp_path)
-    ours, info = from_huggingface(tmp_path)
+    peer = tiny(*MODELS[name])
+    peer.save_pretrained(tmp_path)
+    native, info = from_huggingface(tmp_path)
     tokens = torch.randint(61, (3, 90))
     with torch.no_grad():
-        expected = theirs(tokens).logits
-        found = ours(tokens).logits
+        expected = peer(tokens).logits
+        results = native(tokens).logits
         # As a decoder: a prompt, then one by one.
-        state, parts = ours.init_state(3), []
+        state, parts = native.init_state(3), []
         for piece in (tokens[:, :80], *tokens[:, 80:].split(1, 1)):
-            parts.append(ours.extend(piece, state).logits)
+            parts.append(native.extend(piece, state).logits)
             state.commit()
-    assert (found - expected).abs().max() < 1e-4, (found - expected).abs().max()
+    assert (results - expected).abs().max() < 1e-4, (results - expected).abs().max()
     assert (torch.cat(parts, 1) - expected).abs().max() < 1e-4
     assert info.ends == [1] and info.begin == 0
-    assert (ours.head.weight is ours.embedding.weight) == bool(theirs.config.tie_word_embeddings)
+    assert (native.head.weight is native.embedding.weight) == bool(peer.config.tie_word_embeddings)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama biases, wide heads", "gpt_neox", "mamba", "qwen3 yarn"])
 def test_native_logits_in_bfloat16(name: str, tmp_path: Path) -> None:
-    theirs = tiny(*MODELS[name]).to(torch.bfloat16)
-    theirs.save_pretrained(tmp_path)
-    ours, _ = from_huggingface(tmp_path, dtype=torch.bfloat16)
+    peer = tiny(*MODELS[name]).to(torch.bfloat16)
+    peer.save_pretrained(tmp_path)
+    native, _ = from_huggingface(tmp_path, dtype=torch.bfloat16)
     exact, _ = from_huggingface(tmp_path, dtype=torch.float32)
     tokens = torch.randint(61, (2, 40))
     with torch.no_grad():
-        reference, expected, found = exact(tokens).logits, theirs(tokens).logits, ours(tokens).logits
-    assert found.dtype == torch.bfloat16
+        reference, expected, result = exact(tokens).logits, peer(tokens).logits, native(tokens).logits
+    assert result.dtype == torch.bfloat16
     # Both stray from the exact result by the same rounding.
-    assert (found - reference).abs().mean() < 1.5 * (expected - reference).abs().mean() + 1e-3
+    assert (result - reference).abs().mean() < 1.5 * (expected - reference).abs().mean() + 1e-3
 
 
 @pytest.mark.parametrize("name", ["llama", "llama llama3", "qwen3"])
 def test_native_logits_far_beyond_the_trained_length(name: str, tmp_path: Path) -> None:
-    theirs = tiny(*MODELS[name])
-    theirs.save_pretrained(tmp_path)
-    ours, _ = from_huggingface(tmp_path)
+    peer = tiny(*MODELS[name])
+    peer.save_pretrained(tmp_path)
+    native, _ = from_huggingface(tmp_path)
     tokens = torch.randint(61, (1, 2000))
     with torch.no_grad():
-        assert (ours(tokens).logits - theirs(tokens).logits).abs().max() < 1e-3
+        assert (native(tokens).logits - peer(tokens).logits).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_export_round_trip(name: str, tmp_path: Path) -> None:
     """Folder -> stack -> folder: transformers finds the same model in both."""
-    theirs = tiny(*MODELS[name])
-    theirs.save_pretrained(tmp_path / "a")
+    peer = tiny(*MODELS[name])
+    peer.save_pretrained(tmp_path / "a")
     stack, _ = from_huggingface(tmp_path / "a")
     to_huggingface(stack, tmp_path / "b", positions=128, begin=0, ends=[1])
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b").eval()
-    assert type(again) is type(theirs) or name.startswith("mistral without")  # without a window it is a Llama
+    exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b").eval()
+    assert type(exported) is type(peer) or name.startswith("mistral without")  # without a window it is a Llama
     tokens = torch.randint(61, (2, 60))
     with torch.no_grad():
-        assert (again(tokens).logits - theirs(tokens).logits).abs().max() < 1e-4
+        assert (exported(tokens).logits - peer(tokens).logits).abs().max() < 1e-4
     stack_again, info = from_huggingface(tmp_path / "b")
     assert info.begin == 0 and info.ends == [1]
     for (key, a), (_, b) in zip(stack.state_dict().items(), stack_again.state_dict().items()):
@@ -153,10 +153,10 @@ def test_export_of_our_own_stacks(options: dict[str, Any], tmp_path: Path) -> No
     torch.manual_seed(0)
     stack = Stack(StackConfig(vocabulary=40, width=32, **options)).eval()
     to_huggingface(stack, tmp_path / "out")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     tokens = torch.randint(40, (2, 50))
     with torch.no_grad():
-        assert (theirs(tokens).logits - stack(tokens).logits).abs().max() < 1e-4
+        assert (exported(tokens).logits - stack(tokens).logits).abs().max() < 1e-4
 
 
 def test_export_refuses_what_fits_no_family(tmp_path: Path) -> None:
@@ -172,28 +172,28 @@ def test_export_refuses_what_fits_no_family(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_shards_old_names_and_computed_buffers(tmp_path: Path) -> None:
+def test_shards_old_names_and_computed_buffers_load(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    theirs = tiny("GPT2", GPT2)
-    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    peer = tiny("GPT2", GPT2)
+    peer.save_pretrained(tmp_path, max_shard_size="20KB")
     assert (tmp_path / "model.safetensors.index.json").exists()
     tokens = torch.randint(61, (1, 30))
     with torch.no_grad():
-        expected = theirs(tokens).logits
+        expected = peer(tokens).logits
     assert (from_huggingface(tmp_path)[0](tokens).logits - expected).abs().max() < 1e-4
     # As the oldest folders are: no prefix, with the causal mask among the weights.
-    whole: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for shard in tmp_path.glob("model-*.safetensors"):
-        whole |= {key.removeprefix("transformer."): tensor for key, tensor in load_file(shard).items()}
+        tensors |= {key.removeprefix("transformer."): tensor for key, tensor in load_file(shard).items()}
         shard.unlink()
     (tmp_path / "model.safetensors.index.json").unlink()
-    whole["h.0.attn.bias"] = torch.ones(1, 1, 96, 96).tril()
-    save_file(whole, tmp_path / "model.safetensors")
+    tensors["h.0.attn.bias"] = torch.ones(1, 1, 96, 96).tril()
+    save_file(tensors, tmp_path / "model.safetensors")
     assert (from_huggingface(tmp_path)[0](tokens).logits - expected).abs().max() < 1e-4
 
 
-def test_old_rotary_settings(tmp_path: Path) -> None:
+def test_old_rotary_settings_are_read(tmp_path: Path) -> None:
     """Folders written before rope_parameters: rope_theta and rope_scaling, rotary_pct and rotary_emb_base."""
     for name, old in (("llama", {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}}),
                       ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 500})):
@@ -202,10 +202,10 @@ def test_old_rotary_settings(tmp_path: Path) -> None:
         values = json.loads((folder / "config.json").read_text())
         del values["rope_parameters"]
         (folder / "config.json").write_text(json.dumps(values | old))
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+        peer = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
         tokens = torch.randint(61, (1, 30))
         with torch.no_grad():
-            assert (from_huggingface(folder)[0](tokens).logits - theirs(tokens).logits).abs().max() < 1e-4
+            assert (from_huggingface(folder)[0](tokens).logits - peer(tokens).logits).abs().max() < 1e-4
 
 
 def broken(folder: Path, **changes: Any) -> Path:
@@ -214,8 +214,8 @@ def broken(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def test_what_has_no_native_form_is_refused(tmp_path: Path) -> None:
-    theirs = tiny("Llama", LLAMA)
+def test_architectures_without_a_native_form_are_refused(tmp_path: Path) -> None:
+    reference = tiny("Llama", LLAMA)
     cases = [({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rotary scaling 'dynamic'"),
              ({"hidden_act": "quick_gelu"}, "activation 'quick_gelu'"), ({"model_type": "bloom"}, "no native form"),
              ({"architectures": ["LlamaForSequenceClassification"]}, "not a causal language model"),
@@ -225,12 +225,12 @@ def test_what_has_no_native_form_is_refused(tmp_path: Path) -> None:
              ({"rope_parameters": {"rope_type": "linear"}}, "does not describe"), ({"vocab_size": 60}, "has shape")]
     for index, (changes, message) in enumerate(cases):
         folder = tmp_path / str(index)
-        theirs.save_pretrained(folder)
+        reference.save_pretrained(folder)
         with pytest.raises(SegueError, match=message):
             from_huggingface(broken(folder, **changes))
 
 
-def test_broken_folders_are_one_clear_line(tmp_path: Path) -> None:
+def test_broken_folders_give_one_line_errors(tmp_path: Path) -> None:
     with pytest.raises(SegueError, match="is not a folder"):
         from_huggingface(tmp_path / "nothing")
     with pytest.raises(SegueError, match="is missing"):
@@ -297,19 +297,19 @@ MORE: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def check_adapter(way: str, name: str, options: dict[str, Any], folder: Path) -> None:
-    theirs = tiny(name, options)
-    theirs.save_pretrained(folder)
-    ours = adapt(folder)
-    assert ours.way == way and ours.vocabulary == 61, (ours.way, ours.path)
+    peer = tiny(name, options)
+    peer.save_pretrained(folder)
+    actual = adapt(folder)
+    assert actual.way == way and actual.vocabulary == 61, (actual.way, actual.path)
     tokens = torch.randint(61, (2, 30))
-    state, parts = ours.init_state(2), []
+    state, parts = actual.init_state(2), []
     with torch.no_grad():
-        expected = theirs(tokens).logits
+        expected = peer(tokens).logits
     for piece in (tokens[:, :20], tokens[:, 20:26], *tokens[:, 26:].split(1, 1)):
-        parts.append(ours.extend(piece, state).logits)
+        parts.append(actual.extend(piece, state).logits)
         state.commit()
     assert (torch.cat(parts, 1) - expected).abs().max() < 1e-4
-    check_model(ours, examples=2, longest=10, shrink=False)
+    check_model(actual, examples=2, longest=10, shrink=False)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -323,39 +323,39 @@ def test_adapter_keeps_the_contract_of_more_architectures(name: str, tmp_path: P
     check_adapter(*MORE[name], tmp_path)
 
 
-def test_adapter_goes_back_without_reading_all_again(tmp_path: Path) -> None:
+def test_adapter_rewinds_without_rereading(tmp_path: Path) -> None:
     tiny(*OTHERS["bloom"][1:]).save_pretrained(tmp_path)
-    ours = adapt(tmp_path)
+    actual = adapt(tmp_path)
     tokens = torch.randint(61, (1, 40))
-    state = ours.init_state(1, history=4)
+    state = actual.init_state(1, history=4)
     for piece in tokens.split(1, 1):
-        expected = ours.extend(piece, state).logits
+        expected = actual.extend(piece, state).logits
         state.commit()
     row = state.layers[0]["memory"].rows[0]
     assert len(row.marks) <= 3 and 40 - row.marks[0][0] >= 4
     state.rewind(4)
     row = state.layers[0]["memory"].rows[0]
     assert 30 < row.seen <= 36
-    assert (ours.extend(tokens[:, 36:], state).logits[:, -1] - expected[:, 0]).abs().max() < 1e-4
+    assert (actual.extend(tokens[:, 36:], state).logits[:, -1] - expected[:, 0]).abs().max() < 1e-4
 
 
 def test_adapter_refuses(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    theirs = tiny(*OTHERS["opt"][1:])
-    theirs.save_pretrained(folder)
-    ours = adapt(folder)
+    reference = tiny(*OTHERS["opt"][1:])
+    reference.save_pretrained(folder)
+    actual = adapt(folder)
     with pytest.raises(SegueError, match="beyond the 96 positions"):
-        ours.extend(torch.zeros(1, 120, dtype=torch.long), ours.init_state(1))
+        actual.extend(torch.zeros(1, 120, dtype=torch.long), actual.init_state(1))
     with pytest.raises(SegueError, match="cannot load"):
         adapt(broken(folder, model_type="nothing_known"))
     with pytest.raises(SegueError, match="brings its own code"):
         adapt(broken(folder, auto_map={"AutoModelForCausalLM": "modeling_x.X"}))
-    theirs.save_pretrained(folder)
+    reference.save_pretrained(folder)
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
-    left = {key: tensor for key, tensor in tensors.items() if "fc1" not in key}
-    save_file(left, folder / "model.safetensors", {"format": "pt"})
+    remaining = {key: tensor for key, tensor in tensors.items() if "fc1" not in key}
+    save_file(remaining, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(SegueError, match=r"do not fit its config.json: \d+ missing"):
         adapt(folder)
     (folder / "config.json").write_text('{"model_type": "vit"}')
@@ -413,11 +413,11 @@ def test_tokenizer_codec(sort: str, tmp_path: Path) -> None:
 
 
 def folder_of(name: str, options: dict[str, Any], folder: Path, sort: str | None) -> Any:
-    theirs = tiny(name, options | {"vocab_size": 512})
-    theirs.save_pretrained(folder)
+    reference = tiny(name, options | {"vocab_size": 512})
+    reference.save_pretrained(folder)
     if sort is not None:
         tokenizer_of(sort).save(str(folder / "tokenizer.json"))
-    return theirs
+    return reference
 
 
 @pytest.mark.parametrize("name, options, sort, path", [
@@ -427,17 +427,17 @@ def folder_of(name: str, options: dict[str, Any], folder: Path, sort: str | None
     ("Bloom", OTHERS["bloom"][2], "blanks", "path by path over copied caches"),
 ])
 @pytest.mark.parametrize("draft", ["none", "trie"])
-def test_greedy_is_that_of_transformers(name: str, options: dict[str, Any], sort: str, path: str, draft: str,
-                                        tmp_path: Path) -> None:
-    theirs = folder_of(name, options, tmp_path, sort)
+def test_greedy_answers_equal_those_of_transformers(name: str, options: dict[str, Any], sort: str,
+                                                    path: str, draft: str, tmp_path: Path) -> None:
+    reference = folder_of(name, options, tmp_path, sort)
     model = segue.load(tmp_path)
     tokenizer = tokenizer_of(sort)
     for prime in TEXT[:2]:
         answer = model.continue_(prime[:40], n=30, decoder="greedy", draft=draft)
         ids = tokenizer.encode(prime[:40]).ids
         with torch.no_grad():
-            expected = theirs.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                                       max_new_tokens=30, do_sample=False, pad_token_id=0)[0, len(ids):].tolist()
+            expected = reference.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                                          max_new_tokens=30, do_sample=False, pad_token_id=0)[0, len(ids):].tolist()
         expected = expected[: expected.index(1)] if 1 in expected else expected  # 1 ends a text
         assert answer.tokens == expected
         assert path in answer.path
@@ -445,12 +445,12 @@ def test_greedy_is_that_of_transformers(name: str, options: dict[str, Any], sort
 
 
 def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
-    theirs = folder_of("GPT2", GPT2, tmp_path, None)
+    reference = folder_of("GPT2", GPT2, tmp_path, None)
     model = segue.load(tmp_path)
     answer = model.continue_([5, 6, 7], n=8, decoder="greedy")
     with torch.no_grad():
-        expected = theirs.generate(torch.tensor([[5, 6, 7]]), attention_mask=torch.ones(1, 3, dtype=torch.long),
-                                   max_new_tokens=8, do_sample=False, pad_token_id=0)[0, 3:].tolist()
+        expected = reference.generate(torch.tensor([[5, 6, 7]]), attention_mask=torch.ones(1, 3, dtype=torch.long),
+                                      max_new_tokens=8, do_sample=False, pad_token_id=0)[0, 3:].tolist()
     assert answer.tokens == (expected[: expected.index(1)] if 1 in expected else expected)
     assert model.continue_("5 6, 7", n=8, decoder="greedy").tokens == answer.tokens
     with pytest.raises(SegueError, match="without a tokenizer"):
@@ -459,8 +459,8 @@ def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
 
 def test_verbs_of_a_folder(tmp_path: Path) -> None:
     """Evaluate both; save and update what is native, and say why not of what is not."""
-    held = tmp_path / "held.txt"
-    held.write_text(TEXT[1])
+    test_file = tmp_path / "held.txt"
+    test_file.write_text(TEXT[1])
     classes = tmp_path / "classes.csv"
     classes.write_text("text,label\n" + "".join(f"{'a b' if i % 2 else 'c d'} {i},{i % 2}\n" for i in range(12)))
     bits = {}
@@ -469,25 +469,25 @@ def test_verbs_of_a_folder(tmp_path: Path) -> None:
         options = ("GPT2", GPT2) if name == "native" else OTHERS["opt"][1:]
         folder_of(*options, folder, "bytes")
         model = segue.load(folder)
-        bits[name] = model.evaluate(held).to_dict()["bits_per_unit"]
-        ids = torch.tensor([[1, *tokenizer_of("bytes").encode(held.read_text()).ids, 1]])
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+        bits[name] = model.evaluate(test_file).to_dict()["bits_per_unit"]
+        ids = torch.tensor([[1, *tokenizer_of("bytes").encode(test_file.read_text()).ids, 1]])
+        peer = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
         with torch.no_grad():
-            nats = torch.nn.functional.cross_entropy(theirs(ids[:, :-1]).logits[0], ids[0, 1:], reduction="sum")
-        assert bits[name] == pytest.approx(float(nats) / math.log(2) / held.stat().st_size, rel=1e-3)
+            nats = torch.nn.functional.cross_entropy(peer(ids[:, :-1]).logits[0], ids[0, 1:], reduction="sum")
+        assert bits[name] == pytest.approx(float(nats) / math.log(2) / test_file.stat().st_size, rel=1e-3)
         with torch.no_grad():
-            hidden = theirs(ids[:, 1:-1], output_hidden_states=True).hidden_states[-1]
-        vector = model.embed(held).vectors
+            hidden = peer(ids[:, 1:-1], output_hidden_states=True).hidden_states[-1]
+        vector = model.embed(test_file).vectors
         np.testing.assert_allclose(vector, hidden.mean(1), atol=1e-4)
         model.classify(classes, save=True, quiet=True)
         assert segue.load(folder).classify(new=classes, quiet=True).said[0][1] == "0"
         if name == "native":
             model.save(tmp_path / "saved")
-            again = segue.load(tmp_path / "saved")
-            assert again.continue_("the cat", n=9, decoder="greedy").tokens == \
+            reloaded = segue.load(tmp_path / "saved")
+            assert reloaded.continue_("the cat", n=9, decoder="greedy").tokens == \
                 model.continue_("the cat", n=9, decoder="greedy").tokens
         else:
-            for call in (lambda model=model: model.save(tmp_path / "no"), lambda model=model: model.update(held)):
+            for call in (lambda model=model: model.save(tmp_path / "no"), lambda model=model: model.update(test_file)):
                 with pytest.raises(SegueError, match="transformers' own code"):
                     call()
     assert all(1 < value < 10 for value in bits.values()), bits

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from weights import shake
 
 from segue.errors import SegueError
 from segue.mixers import Hydra, Layout, MatrixMixer, Mixer
@@ -20,8 +21,7 @@ from segue.training.learn import accuracy, learn
 
 
 def shaken(mixer: Mixer) -> Mixer:
-    for parameter in mixer.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+    shake(mixer, 0.1)
     return mixer.double()
 
 
@@ -36,32 +36,32 @@ def hydra_by_loops(mixer: Hydra, x: Tensor) -> Tensor:
                 convolved[t] += mixed[at] * kernel[:, tap]
     v, *bc = F.silu(convolved).split(mixer.inner, -1)
     v = v.view(n, heads, -1)
-    ways = []
-    for way, steps in enumerate(dt.chunk(mixer.ways, -1)):
-        b, c, steps = bc[2 * way], bc[2 * way + 1], F.softplus(steps + mixer.step)
-        state, found = torch.zeros(heads, v.shape[-1], b.shape[-1], dtype=x.dtype), {}
-        for t in reversed(range(n)) if way else range(n):
+    directions = []
+    for direction, steps in enumerate(dt.chunk(mixer.ways, -1)):
+        b, c, steps = bc[2 * direction], bc[2 * direction + 1], F.softplus(steps + mixer.step)
+        state, results = torch.zeros(heads, v.shape[-1], b.shape[-1], dtype=x.dtype), {}
+        for t in reversed(range(n)) if direction else range(n):
             if mixer.merge == "quasiseparable":  # what the node before saw, by that node's own c
-                before = t + 1 if way else t - 1
-                found[t] = state @ c[before] if 0 <= before < n else state.sum(-1) * 0
+                before = t + 1 if direction else t - 1
+                results[t] = state @ c[before] if 0 <= before < n else state.sum(-1) * 0
             decay = (-steps[t] * mixer.A_log.exp()).exp()
             state = decay[:, None, None] * state + (steps[t, :, None] * v[t])[..., None] * b[t]
             if mixer.merge != "quasiseparable":
-                found[t] = state @ c[t]
-        ways.append(torch.stack([found[t] for t in range(n)]))
+                results[t] = state @ c[t]
+        directions.append(torch.stack([results[t] for t in range(n)]))
     if mixer.merge == "multiply":
-        y = ways[0] * ways[1]
+        y = directions[0] * directions[1]
     elif mixer.join is not None:
-        y = mixer.join(torch.cat([way.flatten(1) for way in ways], -1)).view_as(v)
+        y = mixer.join(torch.cat([direction.flatten(1) for direction in directions], -1)).view_as(v)
     else:
-        y = torch.stack(ways).sum(0)
+        y = torch.stack(directions).sum(0)
     y = y + (v.flatten(1) @ mixer.diagonal.weight.T + mixer.diagonal.bias)[..., None] * v
     return mixer.out(mixer.norm(y.flatten(1)) * F.silu(gate))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("merge", MERGES)
-def test_hydra_by_loops(merge: str) -> None:
+def test_hydra_equals_loops(merge: str) -> None:
     torch.manual_seed(0)
     mixer, x = shaken(Hydra(8, heads=2, states=3, merge=merge)), torch.randn(2, 37, 8, dtype=torch.float64)
     assert isinstance(mixer, Hydra)
@@ -91,7 +91,7 @@ def test_hydras_matrix_is_quasiseparable_with_a_free_diagonal() -> None:
 
 
 @torch.no_grad()
-def test_hydra_reads_a_mirrored_sequence_as_its_mirror() -> None:
+def test_hydra_is_symmetric_under_reversal() -> None:
     """With the ways' parameters exchanged and the convolution mirrored."""
     torch.manual_seed(0)
     mixer, x = Hydra(8, heads=2, states=3).double(), torch.randn(1, 15, 8, dtype=torch.float64)
@@ -125,7 +125,8 @@ def entry(mixer: MatrixMixer, structure: str, p: Tensor, i: int, j: int) -> Tens
         turn = 2 * math.pi * 1e-3
         return ((turn * q[i] * j).cos() - (turn * k[j] * i).cos()).sum() / math.sqrt(2 * n * d)
     if structure == "cauchy":
-        return (1 / (q[i].exp() + k[j].exp() + 2 * mixer.shift[0] + 1e-8)).sum() / math.sqrt(n * d)  # type: ignore[index]
+        return (1 / (q[i].exp() + k[j].exp() + 2 * mixer.shift[0]
+                     + 1e-8)).sum() / math.sqrt(n * d)  # type: ignore[index]
     if structure == "low-rank":
         return q[i] @ k[j] / math.sqrt(n * d)
     if structure == "attention":
@@ -142,7 +143,7 @@ def entry(mixer: MatrixMixer, structure: str, p: Tensor, i: int, j: int) -> Tens
 
 @torch.no_grad()
 @pytest.mark.parametrize("structure, aligned", CLASSES)
-def test_classes_entry_by_entry(structure: str, aligned: bool) -> None:
+def test_matrix_classes_equal_their_entries(structure: str, aligned: bool) -> None:
     torch.manual_seed(0)
     mixer, x = shaken(MatrixMixer(8, structure, aligned, 12, heads=1, features=2)), torch.randn(1, 9, 8).double()
     assert isinstance(mixer, MatrixMixer)
@@ -164,10 +165,10 @@ def test_aligned_classes_extend(structure: str) -> None:
     assert (short * math.sqrt(6) - long * math.sqrt(9)).abs().max() < 1e-12
 
 
-def test_what_a_class_cannot_do_is_refused() -> None:
-    for options, says in (({"structure": "dense"}, "no aligned form"), ({"structure": "circulant"}, "is unknown"),
-                          ({"heads": 3}, "not divisible by 3")):
-        with pytest.raises(SegueError, match=says):
+def test_unsupported_uses_of_a_class_are_refused() -> None:
+    for options, message in (({"structure": "dense"}, "no aligned form"), ({"structure": "circulant"}, "is unknown"),
+                             ({"heads": 3}, "not divisible by 3")):
+        with pytest.raises(SegueError, match=message):
             MatrixMixer(8, **options)  # type: ignore[arg-type]
     with pytest.raises(SegueError, match="longer than"):
         MatrixMixer(8, "low-rank", False, 4)(torch.randn(1, 5, 8))
@@ -178,7 +179,7 @@ def test_what_a_class_cannot_do_is_refused() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["hydra+attention", "gru+hydra+matrix"])
-def test_with_mixers_the_paper_never_had(pattern: str) -> None:
+def test_hydra_in_mixed_stacks_learns_to_look_ahead(pattern: str) -> None:
     """A tagger whose answer stands later in the sequence: what comes last must be named at every place."""
     torch.manual_seed(0)
     options = {"hydra": {"heads": 2, "states": 4}, "matrix": {"heads": 2}, "attention": {"heads": 2, "causal": False}}

@@ -31,7 +31,7 @@ def small() -> nn.Module:
     return Classifier(Perceptron(3, (4,)), HEADS["linear"](4, 2))
 
 
-def test_sizes_are_those_of_hypnettorch() -> None:
+def test_sizes_equal_hypnettorchs() -> None:
     """A ChunkedHMLP of hypnettorch 0.0.4 for the same target reports 10,168 parameters."""
     made = ChunkedMLP(target(), tasks=5, chunk=256, hidden=(32, 32))
     assert made.size == 2410 and sum(p.numel() for p in made.parameters()) == 10_168
@@ -42,38 +42,38 @@ def test_sizes_are_those_of_hypnettorch() -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(st.sampled_from(sorted(GENERATORS)), st.integers(1, 30), st.integers(1, 3), st.integers(0, 99))
-def test_chunks_against_a_loop(name: str, chunk: int, tasks: int, seed: int) -> None:
+def test_chunks_equal_a_loop(name: str, chunk: int, tasks: int, seed: int) -> None:
     """An LSTM step by step, an MLP chunk by chunk, cut where the target ends."""
     torch.manual_seed(seed)
-    made = GENERATORS[name](small(), tasks, chunk, task_width=3, chunk_width=2).double()
-    assert made.size == 26 and len(made.chunks) == math.ceil(26 / chunk)
+    generator = GENERATORS[name](small(), tasks, chunk, task_width=3, chunk_width=2).double()
+    assert generator.size == 26 and len(generator.chunks) == math.ceil(26 / chunk)
     for task in range(tasks):
         pieces = []
         state = None
-        for vector in made.chunks:
-            x = torch.cat([made.tasks[task], vector])
-            if isinstance(made, ChunkedLSTM):
-                cell = nn.LSTMCell(5, made.cell.hidden_size).double()
-                cell.load_state_dict({key.removesuffix("_l0"): t for key, t in made.cell.state_dict().items()})
+        for vector in generator.chunks:
+            x = torch.cat([generator.tasks[task], vector])
+            if isinstance(generator, ChunkedLSTM):
+                cell = nn.LSTMCell(5, generator.cell.hidden_size).double()
+                cell.load_state_dict({key.removesuffix("_l0"): t for key, t in generator.cell.state_dict().items()})
                 state = cell(x[None], state)
                 x = state[0][0]
             else:
-                assert isinstance(made, ChunkedMLP)
-                for layer in made.layers:
+                assert isinstance(generator, ChunkedMLP)
+                for layer in generator.layers:
                     x = (layer.weight @ x + layer.bias).clamp(min=0)
-            pieces.append(made.out.weight @ x + made.out.bias)
-        numbers = made.offset + made.scale * torch.cat(pieces)[:26]
-        found = made(task)
-        torch.testing.assert_close(torch.cat([found[key].flatten() for key in made.shapes]), numbers)
-        assert {key: t.shape for key, t in found.items()} == {k: p.shape for k, p in small().named_parameters()}
+            pieces.append(generator.out.weight @ x + generator.out.bias)
+        numbers = generator.offset + generator.scale * torch.cat(pieces)[:26]
+        result = generator(task)
+        torch.testing.assert_close(torch.cat([result[key].flatten() for key in generator.shapes]), numbers)
+        assert {key: t.shape for key, t in result.items()} == {k: p.shape for k, p in small().named_parameters()}
 
 
-def test_a_state_that_is_not_carried_makes_chunks_independent() -> None:
-    cut, whole = (ChunkedLSTM(small(), 2, 4, 6, carry=carry).double() for carry in (False, True))
-    whole.load_state_dict(cut.state_dict())
-    for made, independent in ((cut, True), (whole, False)):
-        before = made.generate_flat(torch.tensor([0, 1]))
-        moved = copy.deepcopy(made)
+def test_chunks_without_carried_state_are_independent() -> None:
+    independent_chunks, carried = (ChunkedLSTM(small(), 2, 4, 6, carry=carry).double() for carry in (False, True))
+    carried.load_state_dict(independent_chunks.state_dict())
+    for generator, independent in ((independent_chunks, True), (carried, False)):
+        before = generator.generate_flat(torch.tensor([0, 1]))
+        moved = copy.deepcopy(generator)
         with torch.no_grad():
             moved.chunks[2] += 1
         same = (moved.generate_flat(torch.tensor([0, 1])) - before).abs().amax(0) < 1e-12
@@ -81,33 +81,33 @@ def test_a_state_that_is_not_carried_makes_chunks_independent() -> None:
         assert bool(same[12:].all()) is independent
 
 
-def test_what_is_generated_begins_as_the_module_does() -> None:
+def test_generated_weights_start_with_the_modules_spread() -> None:
     model = Stack(StackConfig(11, 32, ["gru", "attention"]))
-    for made in (ChunkedMLP(model, 4, 512, (64, 64)), ChunkedLSTM(model, 4, 512, 64)):
-        weights = [made(task) for task in range(4)]
+    for generator in (ChunkedMLP(model, 4, 512, (64, 64)), ChunkedLSTM(model, 4, 512, 64)):
+        weights = [generator(task) for task in range(4)]
         for name, p in model.named_parameters():
             if p.numel() > 2000:
-                found = torch.stack([each[name] for each in weights]).std()
-                assert 0.5 < float(found / p.std()) < 2, name
+                results = torch.stack([weight[name] for weight in weights]).std()
+                assert 0.5 < float(results / p.std()) < 2, name
             if name.endswith("norm.weight"):
                 assert abs(weights[0][name].mean().item() - 1) < 0.2
 
 
 @pytest.mark.parametrize("units", [1, 5])
-def test_growth_leaves_what_is_generated_as_it_was(units: int) -> None:
+def test_growth_leaves_generated_weights_unchanged(units: int) -> None:
     torch.manual_seed(1)
-    made = ChunkedLSTM(small(), 3, 4, 6).double()
+    generator = ChunkedLSTM(small(), 3, 4, 6).double()
     with torch.no_grad():
-        for p in made.parameters():
+        for p in generator.parameters():
             p += torch.randn_like(p)
-    before, count = made.generate_flat(torch.arange(3)), made.cell.weight_hh_l0.numel()
-    made.grow(units)
-    torch.testing.assert_close(made.generate_flat(torch.arange(3)), before, atol=1e-12, rtol=0)
-    assert made.cell.hidden_size == 6 + units and made.cell.weight_hh_l0.numel() > count
-    made.generate_flat(torch.arange(3)).square().sum().backward()
-    assert made.out.weight.grad[:, 6:].abs().min() > 0  # what was added can be learned
+    before, count = generator.generate_flat(torch.arange(3)), generator.cell.weight_hh_l0.numel()
+    generator.grow(units)
+    torch.testing.assert_close(generator.generate_flat(torch.arange(3)), before, atol=1e-12, rtol=0)
+    assert generator.cell.hidden_size == 6 + units and generator.cell.weight_hh_l0.numel() > count
+    generator.generate_flat(torch.arange(3)).square().sum().backward()
+    assert generator.out.weight.grad[:, 6:].abs().min() > 0  # what was added can be learned
     with pytest.raises(SegueError, match="cannot grow"):
-        made.grow(0)
+        generator.grow(0)
 
 
 def batch(seed: int, task: int, kind: str = "vectors", rows: int = 60) -> Batch:
@@ -133,18 +133,18 @@ def generated(name: str, tasks: int = 3, seed: int = 0, **options: Any) -> Gener
 
 @pytest.mark.parametrize("name", sorted(GENERATORS))
 def test_tasks_are_not_forgotten_where_outputs_match(name: str) -> None:
-    found = {}
+    results = {}
     for beta in (0.0, 1.0):
         tasks = stream()
         model = generated(name)
         matrix = learn_stream(model, tasks, OutputMatching(beta), NextElement(), rows=50, epochs=20, rate=0.02,
                               measure=known_task_accuracy(tasks))
-        found[beta] = matrix.average
+        results[beta] = matrix.average
         assert all(matrix.scores[t + 1, t] > 0.85 for t in range(3))
         if beta:
             assert matrix.average > 0.85
             assert 0.3 < inferred_accuracy(model, tasks[2].test, 3) <= 1
-    assert found[0.0] < found[1.0] - 0.1
+    assert results[0.0] < results[1.0] - 0.1
 
 
 def probed(model: Generated, strategy: OutputMatching, steps: int, rate: float = 0.01) -> None:
@@ -157,7 +157,7 @@ def probed(model: Generated, strategy: OutputMatching, steps: int, rate: float =
 
 
 @pytest.mark.parametrize("name", sorted(GENERATORS))
-def test_the_penalty_is_flat_where_it_begins_and_holds_where_it_is_huge(name: str) -> None:
+def test_the_penalty_starts_flat_and_freezes_when_huge(name: str) -> None:
     model, strategy = generated(name).double(), OutputMatching(1e6)
     probed(model, strategy, 3)
     before = model.generator.generate_flat(torch.tensor([0])).detach()
@@ -181,7 +181,7 @@ def test_the_penalty_is_flat_where_it_begins_and_holds_where_it_is_huge(name: st
     assert (after[0] - before[0]).abs().max() < 1e-4
 
 
-def test_the_penalty_against_its_equation_and_on_a_part_of_the_tasks() -> None:
+def test_the_penalty_equals_its_equation_on_all_or_some_tasks() -> None:
     model, strategy = generated("mlp"), OutputMatching(0.5)
     for _ in range(2):
         probed(model, strategy, 2)
@@ -191,12 +191,12 @@ def test_the_penalty_against_its_equation_and_on_a_part_of_the_tasks() -> None:
             term = super().loss_term(run, rows)
             if run.step == 2:
                 now = model.generator.generate_flat(torch.arange(3))
-                held = copy.deepcopy(model.generator)
-                held.load_state_dict({**held.state_dict(), **self.saved_generator})
-                moved = [(now[t] - held.generate_flat(torch.tensor([t]))[0]).square().sum() for t in range(2)]
-                wanted = 0.5 * sum(moved) / 2 if not self.sample else 0.5 * moved[chosen(run)]
+                saved = copy.deepcopy(model.generator)
+                saved.load_state_dict({**saved.state_dict(), **self.saved_generator})
+                moved = [(now[t] - saved.generate_flat(torch.tensor([t]))[0]).square().sum() for t in range(2)]
+                expected = 0.5 * sum(moved) / 2 if not self.sample else 0.5 * moved[chosen(run)]
                 assert term is not None and float(term) > 0
-                torch.testing.assert_close(term, wanted)
+                torch.testing.assert_close(term, expected)
             return term
 
     def chosen(run: Any) -> int:
@@ -208,16 +208,16 @@ def test_the_penalty_against_its_equation_and_on_a_part_of_the_tasks() -> None:
         probed(model, look, 4)
 
 
-def test_importances_hold_the_generator_too() -> None:
-    tasks, found = stream(), {}
+def test_importance_penalties_apply_to_the_generator() -> None:
+    tasks, results = stream(), {}
     for strength in (0.0, 3.0):
         model = generated("mlp")
         strategy = OutputMAS(strength)
         matrix = learn_stream(model, tasks, strategy, NextElement(), rows=50, epochs=12, rate=0.02,
                               measure=known_task_accuracy(tasks))
-        found[strength] = matrix.scores[3, 0] - matrix.scores[1, 0]
+        results[strength] = matrix.scores[3, 0] - matrix.scores[1, 0]
         assert strategy.tasks == 3 and strategy.importance["generator.tasks"].abs().sum(1).min() > 0
-    assert found[3.0] > found[0.0]
+    assert results[3.0] > results[0.0]
 
 
 def test_a_cell_grows_where_a_task_is_hard() -> None:
@@ -242,17 +242,17 @@ def test_stacks_of_mixers_are_targets(mixers: list[str]) -> None:
     assert all(not p.requires_grad for p in model.parameters())
 
 
-def test_errors_say_what_to_do() -> None:
+def test_errors_name_the_remedy() -> None:
     normed = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    for made, told in ((lambda: ChunkedMLP(small(), 0), "give 1 or more of each"),
-                       (lambda: Generated(target(), ChunkedMLP(small(), 2)), "made for another target"),
-                       (lambda: Generated(normed, ChunkedMLP(normed, 2)), "batch normalisation"),
-                       (lambda: generated("mlp").choose(3), "no task 3"),
-                       (lambda: OutputMatching(-1), "give 0 or more"),
-                       (lambda: Grow(0), "threshold above 0"),
-                       (lambda: learn(small(), lambda step: batch(0, 0), 1, strategy=OutputMatching()),
-                        "are not generated"),
-                       (lambda: learn(generated("mlp"), lambda step: batch(0, 0), 1, strategy=Grow()),
-                        "no cell to grow")):
-        with pytest.raises(SegueError, match=told):
-            made()
+    for call, message in ((lambda: ChunkedMLP(small(), 0), "give 1 or more of each"),
+                          (lambda: Generated(target(), ChunkedMLP(small(), 2)), "made for another target"),
+                          (lambda: Generated(normed, ChunkedMLP(normed, 2)), "batch normalisation"),
+                          (lambda: generated("mlp").choose(3), "no task 3"),
+                          (lambda: OutputMatching(-1), "give 0 or more"),
+                          (lambda: Grow(0), "threshold above 0"),
+                          (lambda: learn(small(), lambda step: batch(0, 0), 1, strategy=OutputMatching()),
+                           "are not generated"),
+                          (lambda: learn(generated("mlp"), lambda step: batch(0, 0), 1, strategy=Grow()),
+                           "no cell to grow")):
+        with pytest.raises(SegueError, match=message):
+            call()

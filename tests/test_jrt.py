@@ -8,6 +8,7 @@ from queue import Queue
 import pytest
 import torch
 from torch import Tensor
+from weights import shake
 
 from segue.analysis.texts import log_likelihoods
 from segue.decoding import generate
@@ -24,10 +25,9 @@ from segue.testing import check_model
 
 def mixer(prefix: int = 0, **options: int) -> PrefixLinearAttention:
     torch.manual_seed(0)
-    made = PrefixLinearAttention(8, heads=2, key_width=3, prefix=prefix, **options).double()
-    for parameter in made.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return made
+    jrt = PrefixLinearAttention(8, heads=2, key_width=3, prefix=prefix, **options).double()
+    shake(jrt, 0.05)
+    return jrt
 
 
 def by_loops(mixer: PrefixLinearAttention, x: Tensor, prompt: int) -> Tensor:
@@ -55,7 +55,7 @@ def by_loops(mixer: PrefixLinearAttention, x: Tensor, prompt: int) -> Tensor:
 
 
 @pytest.mark.parametrize("d", [1, 2, 5])
-def test_the_features_are_the_beginning_of_the_exponential(d: int) -> None:
+def test_features_are_the_taylor_series_of_exp(d: int) -> None:
     a, b = torch.randn(2, 7, d, dtype=torch.float64)
     s = (a * b).sum(-1) / math.sqrt(d)
     taylor = FEATURES["taylor"](d)
@@ -65,7 +65,7 @@ def test_the_features_are_the_beginning_of_the_exponential(d: int) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("prompt", [0, 4, 9])
-def test_against_explicit_loops(prompt: int) -> None:
+def test_jrt_equals_explicit_loops(prompt: int) -> None:
     """No prompt: causal linear attention. All of it: bidirectional besides."""
     x = torch.randn(1, 9, 8, dtype=torch.float64)
     assert (mixer(prompt)(x)[0] - by_loops(mixer(), x[0], prompt)).abs().max() < 1e-10
@@ -104,7 +104,7 @@ def test_packed_documents_have_their_own_prompts() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["jrt+gru", "mamba+jrt+attention"])
-def test_with_mixers_the_paper_never_had(pattern: str) -> None:
+def test_jrt_in_mixed_stacks_decodes_exactly(pattern: str) -> None:
     """Between recurrences and attention, with drafts as trees; the text of a draft is that of plain decoding."""
     torch.manual_seed(0)
     options = {"jrt": {"heads": 2, "key_width": 2, "prefix": 3}, "mamba": {"states": 2}, "attention": {"heads": 2}}
@@ -112,15 +112,14 @@ def test_with_mixers_the_paper_never_had(pattern: str) -> None:
     model = Stack(StackConfig(6, 8, names, {name: options[name] for name in names if name in options}))
     check_model(model, examples=3, longest=12, prompt=3, shrink=False, only="any life")
     prompts = [[1, 2, 3, 1, 2, 3, 1, 2], [4, 5, 4, 5, 4, 5]]
-    plain = generate(model, prompts, 12)
-    assert [c.tokens for c in generate(model, prompts, 12, draft="lookup")] == [c.tokens for c in plain]
+    undrafted = generate(model, prompts, 12)
+    assert [c.tokens for c in generate(model, prompts, 12, draft="lookup")] == [c.tokens for c in undrafted]
 
 
 def decodable() -> Stack:
     torch.manual_seed(0)
     model = Stack(StackConfig(9, 16, ["jrt", "gru", "jrt"], {"jrt": {"heads": 2, "key_width": 3}})).double().eval()
-    for parameter in model.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
+    shake(model, 0.3)
     return model
 
 
@@ -128,30 +127,30 @@ PROMPTS = [[1, 5, 2, 7, 7, 3, 8], [4, 6], [2, 2, 8, 1, 3], [4, 6]]
 
 
 @torch.no_grad()
-def scores(model: Stack, prompt: list[int], said: list[int]) -> Tensor:
+def scores(model: Stack, prompt: list[int], answer: list[int]) -> Tensor:
     """(n, V) log-probabilities of each token of an answer, in one pass that is told what the prompt is."""
-    tokens = torch.tensor([prompt + said])
-    told = Layout.chain((1, tokens.shape[1]), prompt=torch.arange(tokens.shape[1])[None] < len(prompt))
-    return model(tokens, told).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    tokens = torch.tensor([prompt + answer])
+    layout = Layout.chain((1, tokens.shape[1]), prompt=torch.arange(tokens.shape[1])[None] < len(prompt))
+    return model(tokens, layout).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
 
 
 def by_passes(model: Stack, prompt: list[int], n: int) -> list[int]:
     """Greedy, each token from a pass over everything."""
-    said: list[int] = []
+    tokens: list[int] = []
     for _ in range(n):
-        said.append(int(scores(model, prompt, [*said, 0])[-1].argmax()))
-    return said
+        tokens.append(int(scores(model, prompt, [*tokens, 0])[-1].argmax()))
+    return tokens
 
 
-def test_decoding_tells_the_model_where_the_prompt_ends() -> None:
+def test_decoding_passes_the_end_of_the_prompt() -> None:
     """Prompts of different lengths, two of them the same, by the plain loop, with drafts, by a beam and an exact
     search; rows that leave and join."""
     model = decodable()
-    wanted = [by_passes(model, prompt, 6) for prompt in PROMPTS]
-    assert [answer.tokens for answer in generate(model, PROMPTS, 6)] == wanted
+    expected = [by_passes(model, prompt, 6) for prompt in PROMPTS]
+    assert [answer.tokens for answer in generate(model, PROMPTS, 6)] == expected
     assert [answer.tokens for answer in generate(model, PROMPTS, [6, 2, 4, 6])] == \
-        [wanted[0], wanted[1][:2], wanted[2][:4], wanted[3]]
-    assert [answer.tokens for answer in generate(model, PROMPTS, 6, draft="lookup")] == wanted
+        [expected[0], expected[1][:2], expected[2][:4], expected[3]]
+    assert [answer.tokens for answer in generate(model, PROMPTS, 6, draft="lookup")] == expected
     for options in ({"decoder": "beam", "num_beams": 3}, {"decoder": "exact", "budget": 200}):
         for prompt, answer in zip(PROMPTS, generate(model, PROMPTS, 4, logprobs=True, **options)):
             truth = scores(model, prompt, answer.tokens)[range(4), answer.tokens]
@@ -163,45 +162,45 @@ def test_requests_that_join_a_running_batch_keep_their_prompts() -> None:
     model = decodable()
     engine = Engine(model, piece=3)
     try:
-        asked = []
+        queues = []
         for prompt in PROMPTS:
-            asked.append(Queue[AnswerUpdate]())
-            engine.submit(Request(prompt, 40), asked[-1].put)
-        for prompt, news in zip(PROMPTS, asked):
-            said: list[int] = []
+            queues.append(Queue[AnswerUpdate]())
+            engine.submit(Request(prompt, 40), queues[-1].put)
+        for prompt, news in zip(PROMPTS, queues):
+            tokens: list[int] = []
             while True:
                 new = news.get(timeout=60)
                 assert new.error is None
-                said += new.tokens
+                tokens += new.tokens
                 if new.finish:
                     break
-            assert said == by_passes(model, prompt, 40)
+            assert tokens == by_passes(model, prompt, 40)
     finally:
         engine.close()
 
 
-def test_a_state_goes_back_to_the_prompts_of_its_snapshot() -> None:
+def test_restoring_a_snapshot_restores_its_prompts() -> None:
     state = decodable().init_state(2)
     state.prompt = torch.tensor([3, 5])
-    kept = state.snapshot()
+    snapshot = state.snapshot()
     other = state.select(torch.tensor([1, 1, 0]))
     assert other.join([decodable().init_state(1)]).prompt.tolist() == [5, 5, 3, 0]  # type: ignore[union-attr]
-    other.restore(kept)
+    other.restore(snapshot)
     assert other.prompt is not None and other.prompt.tolist() == [3, 5]
 
 
-def test_intersection_has_one_answer_and_is_read_twice() -> None:
+def test_the_intersection_task_has_one_answer() -> None:
     batch = TASKS["intersection"].test(8, 39)
     for tokens, answer in zip(batch.tokens.tolist(), batch.targets[:, -1].tolist()):
         middle = tokens.index(65)
-        one, other = set(tokens[1:middle]), set(tokens[middle + 1 : -1])
-        assert one & other == {answer} and sorted(map(len, (one, other))) == [4, 32]
+        first_set, second_set = set(tokens[1:middle]), set(tokens[middle + 1 : -1])
+        assert first_set & second_set == {answer} and sorted(map(len, (first_set, second_set))) == [4, 32]
     twice = read_twice(batch)
     assert torch.equal(twice.tokens[:, :39], twice.tokens[:, 39:]) and twice.count == batch.count == 8
 
 
 @pytest.mark.parametrize("mixers", [["jrt", "gru"], ["mamba", "palm"]])
-def test_what_is_learned_within_a_prompt_and_behind_it(mixers: list[str]) -> None:
+def test_the_prompt_loss_and_the_continuation_loss(mixers: list[str]) -> None:
     """Against each place by itself: in the prompt what its last element was, behind it what comes next."""
     torch.manual_seed(0)
     options = {"jrt": {"heads": 2, "key_width": 2}, "palm": {"heads": 2}, "mamba": {"states": 2}}
@@ -217,8 +216,8 @@ def test_what_is_learned_within_a_prompt_and_behind_it(mixers: list[str]) -> Non
         logs = model(tokens, Layout.chain((1, 8), prompt=prompt[row : row + 1])).logits[0].log_softmax(-1)
         ahead += [-logs[t, ids[row, t + 1]] for t in range(end - 1, 8)]
         inside.append(-logs[end - 1, ids[row, end - 1]])
-    wanted = (torch.stack(ahead).mean() + 0.25 * torch.stack(inside).mean()) / 1.25
-    torch.testing.assert_close(loss.total / loss.count, wanted)
+    expected = (torch.stack(ahead).mean() + 0.25 * torch.stack(inside).mean()) / 1.25
+    torch.testing.assert_close(loss.total / loss.count, expected)
     changed = Batch(batch.tokens, batch.targets.masked_fill(torch.arange(8) < 3, 0), prompt=prompt)
     torch.testing.assert_close(PrefixAndNext(6, 0.25, LastMask())(model, changed).total, loss.total)
     with pytest.raises(SegueError, match="what the prompts are"):

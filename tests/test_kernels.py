@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,16 +45,16 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "COMPILED_FROM", 10**9)
 
 
-def test_short_rows_wait_for_the_compiler_only_where_many_are_learned_from() -> None:
-    many, few = torch.zeros(32, 8, 4), torch.zeros(4, 8, 4)
-    assert not compiled.runs_compiled(many) and compiled.runs_compiled(torch.zeros(1, 32, 4))
-    many, few = many.requires_grad_(), few.requires_grad_()
-    assert compiled.runs_compiled(many) and not compiled.runs_compiled(few)
+def test_short_rows_are_compiled_only_for_large_training_batches() -> None:
+    large, small = torch.zeros(32, 8, 4), torch.zeros(4, 8, 4)
+    assert not compiled.runs_compiled(large) and compiled.runs_compiled(torch.zeros(1, 32, 4))
+    large, small = large.requires_grad_(), small.requires_grad_()
+    assert compiled.runs_compiled(large) and not compiled.runs_compiled(small)
     with torch.no_grad():
-        assert not compiled.runs_compiled(many)
+        assert not compiled.runs_compiled(large)
 
 
-def test_the_exponential_of_what_is_empty_is_zero() -> None:
+def test_the_exponential_of_the_empty_state_is_zero() -> None:
     from numba import njit
 
     from segue.kernels.cpu import simd
@@ -81,10 +82,7 @@ def linear_inputs(rows: int, length: int, shape: tuple[int, ...], dtype: torch.d
 
 def selective_inputs(rows: int, length: int, inner: int, states: int, dtype: torch.dtype, seed: int) -> list[Tensor]:
     g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
+    normal = partial(torch.randn, generator=g, dtype=torch.float64)
     values = (normal(rows, length, inner), normal(rows, length, inner).abs() * 0.3, -normal(inner, states).abs(),
               normal(rows, length, states), normal(rows, length, states), normal(inner), normal(rows, inner, states))
     return [x.to(dtype) for x in values]
@@ -109,8 +107,8 @@ def some_starts(packed: bool, rows: int, length: int, seed: int) -> Tensor | Non
 @given(st.integers(1, 3), st.integers(0, 70), st.sampled_from([(), (3,), (2, 5)]), st.integers(0, 99),
        st.sampled_from(list(TOLERANCE)), st.booleans(), st.tuples(st.booleans(), st.booleans()))
 @EXAMPLES
-def test_linear_scan(rows: int, length: int, shape: tuple[int, ...], seed: int, dtype: torch.dtype, packed: bool,
-                     same: tuple[bool, bool]) -> None:
+def test_linear_scan_equals_its_reference(rows: int, length: int, shape: tuple[int, ...], seed: int,
+                                          dtype: torch.dtype, packed: bool, same: tuple[bool, bool]) -> None:
     inputs = linear_inputs(rows, length, shape, dtype, seed, same)
     starts = some_starts(packed, rows, length, seed)
     if length:
@@ -128,18 +126,18 @@ def test_linear_scan_in_plain_torch(plain: None, dtype: torch.dtype, same: tuple
         agree(with_gradients(linear_scan, inputs, starts), with_gradients(linear_scan_reference, inputs, starts), 1e-12)
 
 
-def test_linear_scan_takes_conjugates_and_views() -> None:
+def test_linear_scan_accepts_conjugates_and_views() -> None:
     a, b, h = linear_inputs(2, 40, (6,), torch.complex64, 0)
-    given = [a.conj(), torch.view_as_complex(torch.view_as_real(b).flip(1)), h[:, ::2].repeat(1, 2)]
-    agree(with_gradients(linear_scan, given), with_gradients(linear_scan_reference, given), 2e-4)
+    inputs = [a.conj(), torch.view_as_complex(torch.view_as_real(b).flip(1)), h[:, ::2].repeat(1, 2)]
+    agree(with_gradients(linear_scan, inputs), with_gradients(linear_scan_reference, inputs), 2e-4)
 
 
 @given(st.integers(1, 3), st.sampled_from([0, 1, 31, 32, 33, 64, 65, 100]), st.sampled_from([1, 5, 64, 70, 130]),
        st.integers(1, 6), st.booleans(), st.sampled_from([0.0, -1.0]), st.integers(0, 99),
        st.sampled_from([torch.float64, torch.float32]))
 @EXAMPLES
-def test_selective_scan(rows: int, length: int, inner: int, states: int, packed: bool, low: float, seed: int,
-                        dtype: torch.dtype) -> None:
+def test_selective_scan_equals_its_reference(rows: int, length: int, inner: int, states: int, packed: bool,
+                                             low: float, seed: int, dtype: torch.dtype) -> None:
     inputs = selective_inputs(rows, length, inner, states, dtype, seed)
     starts = some_starts(packed, rows, length, seed)
     expected = with_gradients(plain_selective, inputs, starts, low) if length else [inputs[0], inputs[-1]]
@@ -149,7 +147,7 @@ def test_selective_scan(rows: int, length: int, inner: int, states: int, packed:
     agree(with_gradients(selective_scan_reference, inputs, starts, low), expected, TOLERANCE[dtype])
 
 
-def test_selective_scan_takes_views_and_long_steps() -> None:
+def test_selective_scan_accepts_views_and_long_steps() -> None:
     """Inputs are slices of projections; a step size may be so large that the state is wiped."""
     inputs = selective_inputs(2, 80, 64, 4, torch.float64, 0)
     u, dt, A, B, C, D, h = inputs
@@ -186,16 +184,16 @@ def plain_diagonal(u: Tensor, decay: Tensor, weights: Tensor, state: Tensor, sta
        st.integers(1, 5), st.booleans(), st.booleans(), st.integers(0, 99),
        st.sampled_from([torch.float64, torch.float32]))
 @EXAMPLES
-def test_diagonal_scan(rows: int, length: int, width: int, states: int, packed: bool, ragged: bool, seed: int,
-                       dtype: torch.dtype) -> None:
+def test_diagonal_scan_equals_its_reference(rows: int, length: int, width: int, states: int, packed: bool,
+                                            ragged: bool, seed: int, dtype: torch.dtype) -> None:
     inputs, g = diagonal_inputs(rows, length, width, states, dtype, seed), torch.Generator().manual_seed(seed)
     starts = torch.rand(rows, length, generator=g) < 0.1 if packed else None
     lengths = torch.randint(0, length + 1, (rows,), generator=g) if ragged else None
     real = torch.arange(length) < (torch.full((rows,), length) if lengths is None else lengths)[:, None]
 
     def run(function: Any) -> list[Tensor]:
-        def within(*given: Tensor) -> tuple[Tensor, Tensor]:
-            y, final = function(*given, starts, lengths)
+        def within(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+            y, final = function(*inputs, starts, lengths)
             return y * real[..., None], final
 
         return with_gradients(within, inputs) if length else list(within(*inputs))
@@ -205,7 +203,7 @@ def test_diagonal_scan(rows: int, length: int, width: int, states: int, packed: 
 
 
 @pytest.mark.parametrize("length", [1, 7, 31, 32, 100])
-def test_diagonal_kernel_is_a_sum_of_powers(length: int) -> None:
+def test_diagonal_kernel_equals_a_sum_of_powers(length: int) -> None:
     _, decay, weights, _ = diagonal_inputs(1, 1, 5, 3, torch.float64, length)
     a, w = torch.complex(*decay), torch.complex(*weights)
     expected = torch.stack([(w * a**power).sum(0).real for power in range(length)])
@@ -219,7 +217,7 @@ def test_selective_scan_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda *x: selective_scan(*x, starts), inputs, fast_mode=True)
 
 
-def test_no_gradient_keeps_no_states() -> None:
+def test_scans_without_gradient_keep_no_states() -> None:
     with torch.no_grad():
         inputs = selective_inputs(1, 64, 64, 4, torch.float32, 1)
         y, final = selective_scan(*inputs)
@@ -228,7 +226,7 @@ def test_no_gradient_keeps_no_states() -> None:
     assert y.grad_fn is None
 
 
-def test_scans_from_many_threads() -> None:
+def test_scans_from_several_threads_agree() -> None:
     inputs = selective_inputs(3, 90, 70, 4, torch.float32, 2)
     y = selective_scan(*inputs)[0]
     with ThreadPoolExecutor(8) as pool:
@@ -236,26 +234,23 @@ def test_scans_from_many_threads() -> None:
             assert torch.equal(other, y)
 
 
-def test_threads_give_the_same_bits() -> None:
+def test_scans_do_not_depend_on_the_number_of_threads() -> None:
     inputs, before = selective_inputs(5, 90, 130, 4, torch.float32, 2), torch.get_num_threads()
-    found = []
+    result = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(with_gradients(selective_scan, inputs, None))
+            result.append(with_gradients(selective_scan, inputs, None))
     finally:
         torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0][:-1], other[:-1]))
+    for other in result[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result[0][:-1], other[:-1]))
 
 
-def gla_inputs(rows: int, length: int, heads: int, keys: int, values: int, seed: int, strong: float) -> list[Tensor]:
+def gla_inputs(rows: int, length: int, heads: int, keys: int, values: int, seed: int, decay: float) -> list[Tensor]:
     g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
-    gates = (-normal(rows, length, heads, keys).abs() * strong).clamp(min=FLOOR)
+    normal = partial(torch.randn, generator=g, dtype=torch.float64)
+    gates = (-normal(rows, length, heads, keys).abs() * decay).clamp(min=FLOOR)
     return [normal(rows, length, heads, keys), normal(rows, length, heads, keys), normal(rows, length, heads, values),
             gates, normal(rows, heads, keys, values)]
 
@@ -264,9 +259,9 @@ def gla_inputs(rows: int, length: int, heads: int, keys: int, values: int, seed:
        st.booleans(), st.sampled_from([0.05, 1.0, 100.0]), st.integers(0, 99),
        st.sampled_from([torch.float64, torch.float32]))
 @EXAMPLES
-def test_gla(rows: int, length: int, heads: int, keys: int, values: int, packed: bool, strong: float, seed: int,
-             dtype: torch.dtype) -> None:
-    inputs = [x.to(dtype) for x in gla_inputs(rows, length, heads, keys, values, seed, strong)]
+def test_gla_equals_its_reference(rows: int, length: int, heads: int, keys: int, values: int, packed: bool,
+                                  decay: float, seed: int, dtype: torch.dtype) -> None:
+    inputs = [x.to(dtype) for x in gla_inputs(rows, length, heads, keys, values, seed, decay)]
     generator = torch.Generator().manual_seed(seed)
     starts = torch.rand(rows, length, generator=generator) < 0.1 if packed else None
     if not length:
@@ -281,7 +276,7 @@ def test_gla(rows: int, length: int, heads: int, keys: int, values: int, packed:
 
 
 @pytest.mark.parametrize("form", ["parameters", "autocast"])
-def test_bfloat16_keeps_decays_and_states_wide(form: str) -> None:
+def test_bfloat16_scans_keep_decays_and_states_in_float32(form: str) -> None:
     """A long memory is as good in bfloat16 as its inputs allow: rounding does not add up in the state."""
     length = 400
     q, k, v, g, state = (x.float() for x in gla_inputs(2, length, 1, 4, 5, 0, 0.003))
@@ -302,7 +297,7 @@ def test_bfloat16_keeps_decays_and_states_wide(form: str) -> None:
 
 @EXAMPLES
 @given(batch=st.integers(1, 3), length=st.integers(0, 40), taps=st.integers(1, 50), both=st.booleans())
-def test_long_convolution_is_the_naive_sum(batch: int, length: int, taps: int, both: bool) -> None:
+def test_long_convolution_equals_the_naive_sum(batch: int, length: int, taps: int, both: bool) -> None:
     u, kernel = torch.randn(batch, length, 3, dtype=torch.float64), torch.randn(taps, 3, dtype=torch.float64)
     back = torch.randn(2 * taps // 3 + 1, 3, dtype=torch.float64) if both else None
     torch.testing.assert_close(long_convolution(u, kernel, back), long_convolution_reference(u, kernel, back),
@@ -312,8 +307,8 @@ def test_long_convolution_is_the_naive_sum(batch: int, length: int, taps: int, b
 @EXAMPLES
 @given(rows=st.integers(1, 3), length=st.sampled_from([0, 1, 31, 70, 258]), width=st.sampled_from([1, 5, 259]),
        taps=st.integers(1, 5), packed=st.booleans(), silu=st.booleans(), dtype=st.sampled_from(KINDS))
-def test_short_convolution(rows: int, length: int, width: int, taps: int, packed: bool, silu: bool,
-                           dtype: torch.dtype) -> None:
+def test_short_convolution_equals_its_loop(rows: int, length: int, width: int, taps: int, packed: bool, silu: bool,
+                                           dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(taps)
     x, weight, bias, window = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in (
         (rows, length, width + 3), (width, taps), (width,), (rows, taps - 1, width)))
@@ -331,44 +326,45 @@ def test_short_convolution(rows: int, length: int, width: int, taps: int, packed
     if not length:
         return agree([short_convolution(*inputs, starts, silu)], [inputs[0]], 0.0)
     agree([short_convolution_reference(*inputs, starts, silu)], [torch.stack(expected, 1)], 1e-12)
-    given = [x.to(dtype) for x in inputs]
-    agree(with_gradients(short_convolution, given, starts, silu),
+    typed_inputs = [x.to(dtype) for x in inputs]
+    agree(with_gradients(short_convolution, typed_inputs, starts, silu),
           with_gradients(short_convolution_reference, inputs, starts, silu), TOLERANCE[dtype])
 
 
 @EXAMPLES
 @given(rows=st.integers(1, 3), length=st.sampled_from([1, 31, 32, 70]), groups=st.sampled_from([1, 3]),
-       width=st.sampled_from([1, 5, 40]), late=st.booleans(), beside=st.booleans(), dtype=st.sampled_from(KINDS))
-def test_gated_norm(rows: int, length: int, groups: int, width: int, late: bool, beside: bool,
-                    dtype: torch.dtype) -> None:
-    g, features, late = torch.Generator().manual_seed(width), groups * width, late or beside
-    y, both, near, scale, skip = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in (
+       width=st.sampled_from([1, 5, 40]), gate_last=st.booleans(), with_skip=st.booleans(),
+       dtype=st.sampled_from(KINDS))
+def test_gated_norm_equals_its_formula(rows: int, length: int, groups: int, width: int, gate_last: bool,
+                                       with_skip: bool, dtype: torch.dtype) -> None:
+    g, features, gate_last = torch.Generator().manual_seed(width), groups * width, gate_last or with_skip
+    y, both, residual, scale, skip = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in (
         (rows, length, features), (rows, length, 2 * features), (rows, length, features), (features,), (features,)))
-    inputs = [y, both[..., features:], scale, *((near, skip) if beside else ())]
+    inputs = [y, both[..., features:], scale, *((residual, skip) if with_skip else ())]
     opens = inputs[1] * torch.sigmoid(inputs[1])
-    v = (y if late else y * opens).view(rows, length, groups, width)
-    v = v - v.mean(-1, keepdim=True) if beside else v
+    v = (y if gate_last else y * opens).view(rows, length, groups, width)
+    v = v - v.mean(-1, keepdim=True) if with_skip else v
     expected = (v / (v.square().mean(-1, keepdim=True) + 1e-5).sqrt()).flatten(2) * scale
-    expected = (expected + skip * near if beside else expected) * (opens if late else 1)
+    expected = (expected + skip * residual if with_skip else expected) * (opens if gate_last else 1)
 
     def run(form: Any) -> Any:
-        return lambda y, gate, scale, *others: form(y, gate, scale, groups, 1e-5, late, others or None)
+        return lambda y, gate, scale, *others: form(y, gate, scale, groups, 1e-5, gate_last, others or None)
 
     agree([run(gated_norm_reference)(*inputs)], [expected], 1e-12)
-    given = [x.to(dtype) for x in inputs]
-    agree(with_gradients(run(gated_norm), given), with_gradients(run(gated_norm_reference), inputs),
-          (100 if width == 1 and beside else 10) * TOLERANCE[dtype])
+    typed_inputs = [x.to(dtype) for x in inputs]
+    agree(with_gradients(run(gated_norm), typed_inputs), with_gradients(run(gated_norm_reference), inputs),
+          (100 if width == 1 and with_skip else 10) * TOLERANCE[dtype])
 
 
-def test_compiled_passes_take_bfloat16_beside_float32() -> None:
+def test_compiled_passes_accept_mixed_precision() -> None:
     """As under autocast: products of matrices are in bfloat16, parameters are not."""
     x, weight, bias = torch.randn(2, 40, 6).bfloat16(), torch.randn(6, 4), torch.randn(6)
     window = torch.zeros(2, 3, 6).bfloat16()
-    given = [x, weight, bias, window]
-    wide = [x.float() for x in given]
-    agree(with_gradients(short_convolution, given, None, True), with_gradients(short_convolution_reference, wide, None,
-                                                                               True), 0.02)
-    y = short_convolution(*given)
+    inputs = [x, weight, bias, window]
+    wide = [x.float() for x in inputs]
+    agree(with_gradients(short_convolution, inputs, None, True), with_gradients(short_convolution_reference, wide, None,
+                                                                                True), 0.02)
+    y = short_convolution(*inputs)
     assert y.dtype == torch.float32 and short_convolution(x, weight.bfloat16(), bias, window).dtype == torch.bfloat16
     assert gated_norm(y, x, bias).dtype == torch.float32
     agree([gated_norm(y, x, bias)], [gated_norm_reference(y, x.float(), bias)], 1e-5)
@@ -376,7 +372,7 @@ def test_compiled_passes_take_bfloat16_beside_float32() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 3), (7, 11, 13), (100, 401)])
 @pytest.mark.parametrize("p", [0.0, 0.25, 1.0])
-def test_dropout_keeps_its_share_and_the_mean(shape: tuple[int, ...], p: float) -> None:
+def test_dropout_keeps_its_share_and_mean(shape: tuple[int, ...], p: float) -> None:
     torch.manual_seed(0)
     drop, x = Dropout(p), torch.ones(shape, dtype=torch.float64, requires_grad=True)
     y = drop(x)

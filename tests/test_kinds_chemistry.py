@@ -23,9 +23,9 @@ DRUGS = ["CC(=O)Oc1ccccc1C(=O)O", "CN1C=NC2=C1C(=O)N(C(=O)N2C)C", "CC(C)Cc1ccc(c
 @pytest.mark.parametrize("smiles, place", [
     ("CC(=O)O", None), *((drug, None) for drug in DRUGS), ("", 0), ("CC(C", 2), ("CC)C", 2), ("C1CC", 1), ("C[NH", 1),
     ("CXC", 1), ("C C", 1), ("C%1C", 1), ("C1CC2CC1", 4), ("H", 0)])
-def test_what_is_wrong_and_where(smiles: str, place: int | None) -> None:
-    found = fault(smiles)
-    assert (None if found is None else found[0]) == place
+def test_faults_of_smiles_name_the_place(smiles: str, place: int | None) -> None:
+    results = fault(smiles)
+    assert (None if results is None else results[0]) == place
 
 
 def test_faults_agree_with_rdkit(shared_data) -> None:  # type: ignore[no-untyped-def]
@@ -45,7 +45,7 @@ def test_faults_agree_with_rdkit(shared_data) -> None:  # type: ignore[no-untype
 
 
 @given(st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20), max_size=5))
-def test_every_printable_text_comes_back(texts: list[str]) -> None:
+def test_every_printable_text_round_trips(texts: list[str]) -> None:
     codec = SmilesCodec(["Cl", "Br", "[nH]", "[C@@H]", "%10"])
     check_codec(codec, [*texts, *DRUGS])
     assert len(codec.encode("Clc1c[nH]c1Br")) == 8
@@ -57,7 +57,7 @@ def test_every_printable_text_comes_back(texts: list[str]) -> None:
     ("a.csv", "id,smiles,y\n" + "".join(f"d{i},{smiles},{i}\n" for i, smiles in enumerate(DRUGS))),
     ("a.tsv", "what\tx\n" + "".join(f"{smiles}\t{i}\n" for i, smiles in enumerate(DRUGS[:3] * 2))),
     ("a.jsonl", "".join(f'{{"smiles": "{smiles}", "y": 1}}\n' for smiles in DRUGS))])
-def test_they_are_found_in_files(tmp_path: Path, name: str, content: str) -> None:
+def test_molecules_are_found_in_files(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     data = segue.read(tmp_path / name)
     assert data.kind.name == "molecule" and not data.problems
@@ -66,7 +66,7 @@ def test_they_are_found_in_files(tmp_path: Path, name: str, content: str) -> Non
         assert data[0].name.endswith(":d0")
 
 
-def test_other_letters_are_no_molecules(tmp_path: Path) -> None:
+def test_protein_letters_are_not_read_as_molecules(tmp_path: Path) -> None:
     for name, content in (("dna.txt", "CCCNNC\nCCNCCN\nCNCNCC\nCCCNNN\n"), ("names.txt", "bob\nnic\nconni\nbo\n"),
                           ("sums.txt", "(1+2)=3\n(2+2)=4\n(1+1)=2\n(0+2)=2\n")):
         (tmp_path / name).write_text(content)
@@ -78,7 +78,7 @@ def test_the_contract(tmp_path: Path) -> None:
     check_kind(MOLECULE, [tmp_path / "a.smi"], mutations=60)
 
 
-def test_a_bad_line_is_told_and_stepped_over(tmp_path: Path) -> None:
+def test_a_bad_line_is_skipped_and_reported(tmp_path: Path) -> None:
     (tmp_path / "a.smi").write_text("CCO ethanol\nCC(O broken\nc1ccccc1 benzene\n")
     data = segue.read(tmp_path / "a.smi")
     assert [record.object for record in data] == ["CCO", "c1ccccc1"]
@@ -104,15 +104,15 @@ def test_mol_blocks_are_read(tmp_path: Path) -> None:
     assert MOLECULE.show("CCO") == "CCO  C2H6O"
 
 
-def test_quality_by_hand() -> None:
+def test_molecule_quality_equals_hand_counts() -> None:
     pytest.importorskip("rdkit")
     from segue.analysis.molecules import molecule_quality
 
-    found = molecule_quality(["CCO", "OCC", "C(C", "c1ccccc1", "CCC"], ["C(O)C"])
-    assert (found.count, found.valid, found.unique, found.novel) == (5, 0.8, 0.75, 2 / 3)
+    result = molecule_quality(["CCO", "OCC", "C(C", "c1ccccc1", "CCC"], ["C(O)C"])
+    assert (result.count, result.valid, result.unique, result.novel) == (5, 0.8, 0.75, 2 / 3)
 
 
-def test_from_files_to_a_file(tmp_path: Path) -> None:
+def test_fit_continue_and_write_end_to_end(tmp_path: Path) -> None:
     (tmp_path / "a.smi").write_text("".join(f"{smiles}\n" for smiles in DRUGS * 10))
     model = segue.fit(tmp_path / "a.smi", out=tmp_path / "model", steps=20, seed=1, quiet=True, mix=False)
     answer = model.continue_("CC(=O)", n=12)
@@ -124,14 +124,14 @@ def test_from_files_to_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name, content, kind", [
     ("rna.csv", "id,sequence,structure\n" + "".join(f"r{i},GGGAAACUCC,(((....)))\n" for i in range(6)), "dna"),
     ("named.csv", "molecule,smiles\n" + "".join(f"CO,{smiles}\n" for smiles in DRUGS), "molecule")])
-def test_columns_of_like_names(tmp_path: Path, name: str, content: str, kind: str) -> None:
+def test_columns_of_similar_names_keep_their_kind(tmp_path: Path, name: str, content: str, kind: str) -> None:
     (tmp_path / name).write_text(content)
     data = segue.read(tmp_path / name)
     assert data.kind.name == kind
     assert kind == "dna" or [record.object for record in data] == DRUGS
 
 
-def test_strange_signs_are_told_by_their_line(tmp_path: Path) -> None:
+def test_unknown_signs_are_reported_by_line(tmp_path: Path) -> None:
     (tmp_path / "a.smi").write_text("CC(=O)[O−] acetate\n[NH3]->[Pt](<-[NH3])([Cl])[Cl] cisplatin\nC%01CC1 ring\n")
     data = segue.read(tmp_path / "a.smi")
     assert [record.name.rpartition(":")[2] for record in data] == ["cisplatin", "ring"]
@@ -146,18 +146,18 @@ def test_odd_mol_files(tmp_path: Path) -> None:
     assert [record.object for record in data] == ["CCO"] and not data.problems
 
 
-def test_samples_are_molecules_where_they_end(tmp_path: Path) -> None:
+def test_ended_samples_are_valid_molecules(tmp_path: Path) -> None:
     """Drawn again until they are well formed; those that are at once stay, and what is cut is left alone."""
     (tmp_path / "some.smi").write_text("".join(f"{'C' * i}c1ccc({tail})cc1\n" for i in range(1, 12)
                                                for tail in ("O", "CN", "C(=O)O", "N(C)C", "C#N", "Cl")))
     model = segue.fit(segue.read(tmp_path / "some.smi"), out=tmp_path / "m", steps=25, width=32, mix=False)
     raw = model.continue_("C", n=60, samples=24, seed=1, well_formed=False).answers
-    told = model.continue_("C", n=60, samples=24, seed=1).answers
+    answers = model.continue_("C", n=60, samples=24, seed=1).answers
     fine = [model.kind.well_formed(answer.whole) for answer in raw]
     ended = [answer.finish == "stop" for answer in raw]
     assert 0 < sum(fine) < len(fine)
-    for first, last, well, over in zip(raw, told, fine, ended):
+    for first, last, well, over in zip(raw, answers, fine, ended):
         assert (first.whole == last.whole) == (well or not over) and bool(last.remark) == (over and not well)
         assert last.finish != "stop" or model.kind.well_formed(last.whole) or "nor were" in last.remark
-    assert [answer.whole for answer in told] == [each.whole for each in model.continue_("C", n=60, samples=24,
-                                                                                        seed=1).answers]
+    assert [answer.whole for answer in answers] == [each.whole for each in model.continue_("C", n=60, samples=24,
+                                                                                           seed=1).answers]

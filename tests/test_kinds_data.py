@@ -36,7 +36,7 @@ def events(n: int = 200, seed: int = 0) -> Data:
 # -- in memory
 
 
-def test_lists_of_every_sort() -> None:
+def test_lists_of_every_sort_become_data() -> None:
     assert [r.object for r in of(["one", b"two"])] == [b"one", b"two"]
     assert [r.object for r in of("one")] == [b"one"]
     assert [r.object for r in of([[1, 2, 3], [4], []])] == [[1, 2, 3], [4], []]
@@ -66,7 +66,7 @@ def test_what_cannot_be_a_sequence_is_named(objects, options: dict, message: str
         of(objects, **options)
 
 
-def test_facts() -> None:
+def test_data_report_counts_and_vocabulary() -> None:
     data = of(["aab", "b"])
     assert (len(data), data.total, data.lengths.tolist()) == (2, 4, [3, 1])
     assert data.vocabulary == {97: 2, 98: 2} and data[-1].object == b"b"
@@ -91,10 +91,10 @@ def test_the_summary_prints(tmp_path: Path) -> None:
     assert "dna" in text and "ACGTACGTACGT" in text and "1 stepped over" in text and "bad[/x]" in text
 
 
-def test_what_was_found_out_about_a_table_is_told_and_kept(tmp_path: Path) -> None:
+def test_the_note_on_a_table_is_reported_and_saved(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("userId,movieId,rating,timestamp\n1,7,4.5,10\n1,8,3,11\n")
-    told = "who=userId, what=movieId, when=timestamp (10 to 11); not read: rating"
-    assert read(tmp_path / "a.csv").describe()["note"] == told
+    expected = "who=userId, what=movieId, when=timestamp (10 to 11); not read: rating"
+    assert read(tmp_path / "a.csv").describe()["note"] == expected
     saved = read(tmp_path / "a.csv", also=["rating"]).save(tmp_path / "saved")
     assert Data.open(saved).problems.note == "who=userId, what=movieId, when=timestamp (10 to 11), also=rating"
 
@@ -105,19 +105,19 @@ def test_what_was_found_out_about_a_table_is_told_and_kept(tmp_path: Path) -> No
 @settings(max_examples=40, deadline=None)
 @given(lengths=st.lists(st.integers(0, 3000), min_size=2, max_size=40), fraction=st.floats(0.05, 0.5),
        by=st.sampled_from([None, "name", "content", "position"]), seed=st.integers(0, 3))
-def test_a_split_loses_and_doubles_nothing(lengths: list[int], fraction: float, by: str | None, seed: int) -> None:
+def test_a_split_loses_and_repeats_nothing(lengths: list[int], fraction: float, by: str | None, seed: int) -> None:
     generator = np.random.default_rng(seed)
     data = of([Record(generator.integers(97, 110, n, dtype=np.uint8).tobytes(), name=f"r{i}")
                for i, n in enumerate(lengths)], kind="text")
     if data.total < 2:
         return
     try:
-        train, held = data.split(fraction, by=by, seed=seed)
+        train, test = data.split(fraction, by=by, seed=seed)
     except SegueError:
         assert by in ("name", "content") and len({r.object for r in data if r.object}) < 2
         return
-    assert train.total + held.total == data.total and train.total and held.total
-    spans = np.concatenate([train.spans(), held.spans()])
+    assert train.total + test.total == data.total and train.total and test.total
+    spans = np.concatenate([train.spans(), test.spans()])
     covered = sorted(map(tuple, spans.tolist()))
     for record in range(len(data)):
         at = 0
@@ -125,28 +125,28 @@ def test_a_split_loses_and_doubles_nothing(lengths: list[int], fraction: float, 
             assert start == at
             at = stop
         assert at == lengths[record]
-    again = data.split(fraction, by=by, seed=seed)
-    assert again[1].fingerprint == held.fingerprint != train.fingerprint
+    repeated = data.split(fraction, by=by, seed=seed)
+    assert repeated[1].fingerprint == test.fingerprint != train.fingerprint
 
 
-def test_what_makes_up_most_of_the_data_is_not_held_out() -> None:
+def test_a_split_keeps_most_of_the_data_for_training() -> None:
     for seed in range(8):
-        train, held = of(["a" * 500]).split(0.05, seed=seed)
-        assert train.total > 400 and held.total
-        train, held = of([["a", "b"]] * 50 + [["c"]] * 3 + [["d"]], kind="cases").split(0.1, by="content", seed=seed)
-        assert train.total >= 100 and 0 < held.total <= 4
+        train, test = of(["a" * 500]).split(0.05, seed=seed)
+        assert train.total > 400 and test.total
+        train, test = of([["a", "b"]] * 50 + [["c"]] * 3 + [["d"]], kind="cases").split(0.1, by="content", seed=seed)
+        assert train.total >= 100 and 0 < test.total <= 4
 
 
 def test_one_long_document_is_split_into_blocks() -> None:
     text = b"".join(b"line %d of a long book\n" % i for i in range(20000))
-    train, held = of([text]).split(0.1)
-    assert len(held) > 3 and 0.07 < held.total / len(text) < 0.15
-    assert all(record.object.endswith(b"\n") for record in held), "cut at line ends"
+    train, test = of([text]).split(0.1)
+    assert len(test) > 3 and 0.07 < test.total / len(text) < 0.15
+    assert all(record.object.endswith(b"\n") for record in test), "cut at line ends"
     genome = of(["".join(np.random.default_rng(0).choice(list("ACGT"), 50000))], kind="dna")
     assert 0.07 < genome.split(0.1)[1].total / genome.total < 0.15
 
 
-def test_few_short_sequences_are_not_cut_to_crumbs() -> None:
+def test_few_short_sequences_are_not_split_within() -> None:
     reads = of([f"ACGT{'ACGT'[i % 4] * (1 + i // 4 % 4)}A" for i in range(60)], kind="dna")
     for part in reads.split(0.05):
         assert len(part) and {r.object for r in part} <= {r.object for r in reads}
@@ -157,7 +157,7 @@ def test_few_short_sequences_are_not_cut_to_crumbs() -> None:
         assert set(part.lengths) == {28}
 
 
-def test_a_hash_keeps_records_on_their_side_when_data_are_added() -> None:
+def test_a_hash_split_is_stable_when_data_are_added() -> None:
     texts = [f"document number {i}" * (i % 5 + 1) for i in range(600)]
     small, large = of(texts[:400]).split(0.1), of(texts).split(0.1)
     held_small, held_large = ({r.object for r in part[1]} for part in (small, large))
@@ -165,25 +165,25 @@ def test_a_hash_keeps_records_on_their_side_when_data_are_added() -> None:
     assert not held_large & {r.object for r in large[0]}
 
 
-def test_equal_sequences_stay_together() -> None:
+def test_a_split_keeps_equal_sequences_together() -> None:
     data = of(["ACGT" * 5, "GGGG"] * 30 + [f"{'ACGT' * i}A" for i in range(1, 40)], kind="dna")
-    train, held = data.split(0.2)
-    assert not {r.object for r in train} & {r.object for r in held}
+    train, test = data.split(0.2)
+    assert not {r.object for r in train} & {r.object for r in test}
 
 
-def test_entities_do_not_straddle() -> None:
+def test_a_split_keeps_entities_together() -> None:
     data = events()
-    train, held = data.split(0.2)
-    assert not {r.name for r in train} & {r.name for r in held}
-    assert 0.1 < held.total / data.total < 0.3
+    train, test = data.split(0.2)
+    assert not {r.name for r in train} & {r.name for r in test}
+    assert 0.1 < test.total / data.total < 0.3
 
 
 def test_split_by_time() -> None:
     data = events()
-    train, held = data.split(0.25, by="time")
+    train, test = data.split(0.25, by="time")
     last = max(r.channels["time"].max() for r in train)
-    first = min(r.channels["time"].min() for r in held)
-    assert last < first and abs(held.total / data.total - 0.25) < 0.01
+    first = min(r.channels["time"].min() for r in test)
+    assert last < first and abs(test.total / data.total - 0.25) < 0.01
     with pytest.raises(SegueError, match="carry no time"):
         of(["a"]).split(by="time")
 
@@ -222,14 +222,14 @@ def test_saved_and_opened(tmp_path: Path, data: Data) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d"], "nothing is left beside it"
 
 
-def test_a_view_is_saved_as_what_it_shows(tmp_path: Path) -> None:
-    train, held = events().split(0.3)
-    held.save(tmp_path / "held")
+def test_a_saved_view_holds_its_own_records(tmp_path: Path) -> None:
+    train, test = events().split(0.3)
+    test.save(tmp_path / "held")
     same = Data.open(tmp_path / "held")
-    assert [r.object for r in same] == [r.object for r in held] and same.vocabulary == held.vocabulary
+    assert [r.object for r in same] == [r.object for r in test] and same.vocabulary == test.vocabulary
 
 
-def test_reading_more_than_memory_goes_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_data_are_read_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segue.data.arrow.BATCH", 2000)
     for i in range(20):
         (tmp_path / f"{i:02}.txt").write_text(f"text {i} " * 200)
@@ -264,8 +264,8 @@ def test_damaged_folders_are_named(tmp_path: Path, spoil: str) -> None:
     if spoil == "records.arrow":
         (tmp_path / "d/records.arrow").write_bytes(b"\0" * 100)
     elif spoil == "cut":
-        whole = (tmp_path / "d/records.arrow").read_bytes()
-        (tmp_path / "d/records.arrow").write_bytes(whole[:len(whole) // 2])
+        content = (tmp_path / "d/records.arrow").read_bytes()
+        (tmp_path / "d/records.arrow").write_bytes(content[:len(content) // 2])
     else:
         meta = {"data.json": {}, "kind": meta | {"kind": "x"}, "version": meta | {"format": "segue data 99"}}[spoil]
         (tmp_path / "d/data.json").write_text(json.dumps(meta))
@@ -297,7 +297,7 @@ def test_no_damage_to_a_saved_folder_causes_a_traceback(tmp_path: Path) -> None:
             assert "\n" not in str(error)
 
 
-def test_a_killed_write_leaves_nothing_half(tmp_path: Path) -> None:
+def test_a_killed_write_leaves_no_half_written_data(tmp_path: Path) -> None:
     events(30).save(tmp_path / "d")
     before = Data.open(tmp_path / "d").fingerprint
     script = textwrap.dedent(f"""
@@ -322,7 +322,7 @@ def test_a_killed_write_leaves_nothing_half(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["d"], "what the killed one left is cleared"
 
 
-def test_a_full_disk_is_one_line_and_leaves_what_was(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_error_line_and_keeps_the_old_data(tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk."""
     of(["small"]).save(tmp_path / "d")
     (tmp_path / "big.txt").write_text("a line of text\n" * 40_000)
@@ -355,7 +355,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_tokens(tmp_path: Path, folder: bool) -> None:
+def test_encoded_tokens_are_saved_and_sliced(tmp_path: Path, folder: bool) -> None:
     data = events()
     codec = data.codec()
     store = data.encode(codec, tmp_path / "t" if folder else None)
@@ -373,17 +373,17 @@ def test_tokens(tmp_path: Path, folder: bool) -> None:
         store[len(data)]
 
 
-def test_parts_of_a_record_have_no_false_begin_or_end() -> None:
+def test_parts_of_a_split_record_have_no_false_begin_or_end() -> None:
     data = of(["".join(np.random.default_rng(0).choice(list("ACGT"), 20000))], kind="dna")
-    train, held = data.split(0.1)
+    train, test = data.split(0.1)
     codec = data.codec()
     ids = np.concatenate([data.select([0]).encode(codec).tokens])
     assert (ids == codec.bos).sum() == 2
-    framed = sum(int((part.encode(codec).tokens == codec.bos).sum()) for part in (train, held))
+    framed = sum(int((part.encode(codec).tokens == codec.bos).sum()) for part in (train, test))
     assert framed == 2
 
 
-def test_tokens_are_kept_and_only_made_again_when_something_changed(tmp_path: Path) -> None:
+def test_tokens_are_cached_until_data_or_codec_change(tmp_path: Path) -> None:
     data, codec = of(["abc", "de"]), ByteCodec()
     store = data.encode(codec, tmp_path / "t")
     stamp = (tmp_path / "t/tokens.bin").stat().st_ino
@@ -405,14 +405,14 @@ def test_a_record_that_a_codec_cannot_take_is_named() -> None:
         data.encode(LetterCodec("ACGT"))
 
 
-def test_a_folder_may_move(tmp_path: Path) -> None:
+def test_fingerprints_and_splits_do_not_depend_on_the_folder(tmp_path: Path) -> None:
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         for i in range(30):
             (tmp_path / name / f"{i}.txt").write_text(f"text {i} " * (i + 1))
-    here, there = read(tmp_path / "here"), read(tmp_path / "there")
-    assert here.fingerprint == there.fingerprint
-    assert [r.object for r in here.split(0.2)[1]] == [r.object for r in there.split(0.2)[1]]
+    original, moved = read(tmp_path / "here"), read(tmp_path / "there")
+    assert original.fingerprint == moved.fingerprint
+    assert [r.object for r in original.split(0.2)[1]] == [r.object for r in moved.split(0.2)[1]]
 
 
 def test_channels_go_only_with_elements() -> None:

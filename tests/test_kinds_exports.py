@@ -38,12 +38,12 @@ def test_a_chat_is_read_without_its_times_and_notices(tmp_path: Path, layout: st
     elif layout == "weechat":
         lines[1:1] = ["2020-12-31 21:15:03\t-->\tcarl has joined\n"]
     data = read(put(tmp_path / "chat.txt", "".join(lines)))
-    said = CHAT + "\nand wine" if layout in ("android", "ios") else CHAT
-    said = said.replace("Ben Orr", "Ben_Orr") if layout in ("irc", "irssi", "weechat") else said
-    assert texts(data) == [said] and "not read: its times" in data.problems.note
+    expected = CHAT + "\nand wine" if layout in ("android", "ios") else CHAT
+    expected = expected.replace("Ben Orr", "Ben_Orr") if layout in ("irc", "irssi", "weechat") else expected
+    assert texts(data) == [expected] and "not read: its times" in data.problems.note
 
 
-def test_a_log_is_no_chat(tmp_path: Path) -> None:
+def test_a_log_is_not_read_as_a_chat(tmp_path: Path) -> None:
     log = "".join(f"2020-12-31, 21:1{i % 10} - {('INFO', 'ERROR')[i % 2]}: step {i} is done\n" for i in range(30))
     assert texts(read(put(tmp_path / "run.log", log))) == [log]
 
@@ -90,7 +90,7 @@ Content-Type: text/html
 """
 
 
-def test_a_mail_is_its_subject_and_body(tmp_path: Path) -> None:
+def test_a_mail_is_read_as_subject_and_body(tmp_path: Path) -> None:
     path = put(tmp_path / "list.mbox", MAILS)
     data = read(path)
     assert texts(data) == ["caf\xe9 and bread\n\nshall we go to the caf\xe9? now\n\nFrom here it is far.",
@@ -102,24 +102,25 @@ def test_a_mail_is_its_subject_and_body(tmp_path: Path) -> None:
     assert texts(read(put(tmp_path / "play.txt", play))) == [play]
 
 
-def test_subtitles_are_their_words(tmp_path: Path) -> None:
+def test_subtitles_are_read_without_times(tmp_path: Path) -> None:
     cues = ["1\n00:00:01,000 --> 00:00:02,000\n<i>shall we</i> go?\n",
             "2\n00:00:03,000 --> 00:00:04,500\n- yes\n- 42\n",
             "3\n00:00:05,000 --> 00:00:06,000\n- 42\n- when?\n"]
-    said = ["shall we go?\n- yes\n- 42\n- when?"]
-    assert texts(read(put(tmp_path / "a.srt", "\n".join(cues)))) == said
-    assert texts(read(put(tmp_path / "b.srt", "".join(cues).replace("\n", "\r\n")))) == said  # no blank lines between
+    expected = ["shall we go?\n- yes\n- 42\n- when?"]
+    assert texts(read(put(tmp_path / "a.srt", "\n".join(cues)))) == expected
+    assert texts(read(put(tmp_path / "b.srt",
+                          "".join(cues).replace("\n", "\r\n")))) == expected  # no blank lines between
     vtt = "WEBVTT\nKind: captions\n\nNOTE by Ann\n\n" + "\n".join(cues).replace(",", ".").replace("00:00:", "00:")
-    assert texts(read(put(tmp_path / "a.vtt", vtt))) == said
-    lines = said[0].split("\n")
+    assert texts(read(put(tmp_path / "a.vtt", vtt))) == expected
+    lines = expected[0].split("\n")
     ass = "[Script Info]\nTitle: x\n\n[Events]\n" + "".join(
         f"Dialogue: 0,0:00:0{i}.00,0:00:09.00,Default,,0,0,0,,{{\\an8}}{line}\n" for i, line in enumerate(lines))
-    assert texts(read(put(tmp_path / "a.ass", ass))) == said
+    assert texts(read(put(tmp_path / "a.ass", ass))) == expected
     with pytest.raises(SegueError, match="there is no text in this file"):
         read(put(tmp_path / "c.srt", "1\n00:00:01,000 --> 00:00:02,000\n\n"))
 
 
-def test_translations(tmp_path: Path) -> None:
+def test_translation_files_are_read(tmp_path: Path) -> None:
     units = "".join(f'<tu><tuv xml:lang="en"><seg>one &amp; {i}</seg></tuv><tuv xml:lang="de"><seg>eins {i}</seg></tuv>'
                     "</tu>" for i in range(3))
     tmx = f'<?xml version="1.0" encoding="UTF-8"?>\n<tmx version="1.4"><header/><body>{units}</body></tmx>\n'
@@ -137,7 +138,7 @@ def test_translations(tmp_path: Path) -> None:
     assert len(read(tmp_path / "side")) == 2
 
 
-def test_a_book_of_project_gutenberg_is_without_its_licence(tmp_path: Path) -> None:
+def test_the_licence_of_a_project_gutenberg_book_is_dropped(tmp_path: Path) -> None:
     framed = "The Project Gutenberg eBook of X\n\n*** START OF THE PROJECT GUTENBERG EBOOK X ***\n\nOnce upon\n" \
              "a time.\n\n*** END OF THE PROJECT GUTENBERG EBOOK X ***\n\nUpdated editions\n"
     path = put(tmp_path / "pg1.txt", framed)
@@ -145,29 +146,29 @@ def test_a_book_of_project_gutenberg_is_without_its_licence(tmp_path: Path) -> N
     check_kind(KINDS["text"], [path, put(tmp_path / "list.mbox", MAILS)])
 
 
-def test_a_tune_book_is_a_tune_a_text(tmp_path: Path) -> None:
+def test_a_tune_book_is_split_into_tunes(tmp_path: Path) -> None:
     tunes = ["X: 1\nT:One\nM:3/4\nK:G\nd2B|A2e:|", "X:2\nT:Two\nK:D\n% a part\nA2|d2 f2:|"]
     data = read(put(tmp_path / "book.abc", "% a book\n\n" + "\n\n".join(tunes) + "\n"))
     assert texts(data) == tunes
     assert len(read(put(tmp_path / "one.abc", f"{tunes[0]}\n"))) == 1
 
 
-def test_selfies_are_a_molecule_a_line(tmp_path: Path) -> None:
+def test_selfies_are_read_a_molecule_a_line(tmp_path: Path) -> None:
     lines = ["[C][=C][F]", "[C][Branch1][C][F][Cl]", "[C][C@@H1][O].[Na+1]"]
     assert texts(read(put(tmp_path / "a.txt", "\n".join(lines) + "\n"))) == lines
     rows = "".join(f"{line},{i}\n" for i, line in enumerate(lines))
     assert texts(read(put(tmp_path / "a.csv", f"selfies,logp\n{rows}"))) == lines
 
 
-def test_of_versions_of_a_sentence_the_final_one_is_read(tmp_path: Path) -> None:
-    made = ["first", "short", "clear", "final"]
+def test_the_final_version_of_a_sentence_is_read(tmp_path: Path) -> None:
+    versions = ["first", "short", "clear", "final"]
     rows = [{"table_page_title": f"Page {i}", "sentence_annotations": [
-        {f"{name}_sentence": f"the {name} words of number {i} are said here" for name in made}]} for i in range(30)]
+        {f"{name}_sentence": f"the {name} words of number {i} are said here" for name in versions}]} for i in range(30)]
     data = read(put(tmp_path / "totto.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
     assert texts(data)[4] == "the final words of number 4 are said here" and len(data) == 30
 
 
-def test_games_of_go(tmp_path: Path) -> None:
+def test_games_of_go_are_read_as_moves(tmp_path: Path) -> None:
     games = "(;GM[1]FF[4]SZ[19]PB[Ann]C[good \\] (game)]RE[W+R]\n;B[pd];W[dd]C[x]\n(;B[pp];W[])(;B[dp];W[qq]))\n" \
             "(;GM[1]SZ[9]RE[0];B[aa];W[tt])\n"
     data = read(put(tmp_path / "go.sgf", games))

@@ -26,11 +26,11 @@ GRAPHS: Any = KINDS["graph"]
 
 
 @st.composite
-def graphs(draw: st.DrawFn, plain: bool = False) -> Graph:
+def graphs(draw: st.DrawFn, unlabelled: bool = False) -> Graph:
     n = draw(st.integers(1, 12))
-    nodes = draw(st.lists(st.sampled_from([""] if plain else ["", "C", "-3", "é", "="]), min_size=n, max_size=n))
+    nodes = draw(st.lists(st.sampled_from([""] if unlabelled else ["", "C", "-3", "é", "="]), min_size=n, max_size=n))
     ends = st.integers(0, n - 1)
-    if plain:
+    if unlabelled:
         pairs = draw(st.sets(st.tuples(ends, ends).filter(lambda pair: pair[0] < pair[1])))
         return Graph(nodes, [(a, b, False, "") for a, b in sorted(pairs)])
     edge = st.tuples(ends, ends, st.booleans(), st.sampled_from(["", "1", ":2"]))
@@ -45,38 +45,39 @@ def shuffled(graph: Graph, seed: int) -> Graph:
     nodes = [""] * len(place)
     for old, new in enumerate(place):
         nodes[new] = graph.nodes[old]
-    edges = [(place[a], place[b], way, label) for a, b, way, label in graph.edges]
-    edges = [(b, a, *said) if not said[0] and draw.random() < 0.5 else (a, b, *said) for a, b, *said in edges]
+    edges = [(place[a], place[b], directed, label) for a, b, directed, label in graph.edges]
+    edges = [(b, a, *attributes) if not attributes[0] and draw.random() < 0.5 else (a, b, *attributes)
+             for a, b, *attributes in edges]
     draw.shuffle(edges)
     return Graph(nodes, edges, graph.label)
 
 
-def alike(one: Graph, two: Graph) -> bool:
+def isomorphic(first: Graph, second: Graph) -> bool:
     """Isomorphic, labels and directions included: by networkx, on a graph with a node in the middle of each edge."""
     def subdivided(graph: Graph) -> Any:
-        made = nx.MultiDiGraph()
+        network = nx.MultiDiGraph()
         for i, label in enumerate(graph.nodes):
-            made.add_node(i, said=label)
-        for number, (a, b, way, label) in enumerate(graph.edges):
-            made.add_node(f"e{number}", said=(way, label))
-            made.add_edge(a, f"e{number}")
-            made.add_edge(f"e{number}", b)
-            if not way:
-                made.add_edge(b, f"e{number}")
-                made.add_edge(f"e{number}", a)
-        return made
+            network.add_node(i, said=label)
+        for number, (a, b, directed, label) in enumerate(graph.edges):
+            network.add_node(f"e{number}", said=(directed, label))
+            network.add_edge(a, f"e{number}")
+            network.add_edge(f"e{number}", b)
+            if not directed:
+                network.add_edge(b, f"e{number}")
+                network.add_edge(f"e{number}", a)
+        return network
 
-    return one.label == two.label and nx.is_isomorphic(subdivided(one), subdivided(two),
-                                                       node_match=lambda a, b: a["said"] == b["said"])
+    return first.label == second.label and nx.is_isomorphic(subdivided(first), subdivided(second),
+                                                            node_match=lambda a, b: a["said"] == b["said"])
 
 
 @settings(deadline=None)
 @given(graph=graphs(), order=st.sampled_from(["dfs", "bfs", "given"]))
-def test_what_is_spelled_is_understood(graph: Graph, order: str) -> None:
+def test_graph_tokens_round_trip(graph: Graph, order: str) -> None:
     items = graph_to_tokens(graph, order)
-    again = graph_from_tokens(items)
-    assert alike(graph, again)
-    assert graph_to_tokens(again, order) == items, "it is spelled in one way"
+    decoded = graph_from_tokens(items)
+    assert isomorphic(graph, decoded)
+    assert graph_to_tokens(decoded, order) == items, "it is spelled in one way"
     assert sorted(order_of(graph, order)) == list(range(len(graph.nodes)))
 
 
@@ -89,30 +90,30 @@ def test_the_order_of_a_file_does_not_matter(graph: Graph, seed: int, order: str
         assert graph_to_tokens(graph, order) == graph_to_tokens(other, order)
 
 
-def test_signs_by_hand() -> None:
+def test_graph_signs_equal_those_by_hand() -> None:
     assert graph_to_tokens(Graph(["C", "O", "C"], [(0, 2, False, "1"), (2, 1, False, "1")], "7")) in (
         ["=7", "@O", "@C", "-1", ":1", "@C", "-1", ":1"], ["=7", "@C", "@C", "-1", ":1", "@O", "-1", ":1"])
     assert graph_to_tokens(Graph(["", "", ""], [(0, 1, False, ""), (1, 2, False, ""), (0, 2, False, "")])) == \
         ["@", "@", "-1", "@", "-1", "-2"]
     assert graph_to_tokens(Graph(["a", "b"], [(0, 1, True, ""), (1, 0, True, "x"), (1, 1, False, "")]), "given") == \
         ["@a", "@b", "-0", "<1", ":x", ">1"]
-    far = Graph([""] * 300, [(0, 299, False, ""), (10, 299, True, "y")])
-    items = graph_to_tokens(far, "given")
+    distant = Graph([""] * 300, [(0, 299, False, ""), (10, 299, True, "y")])
+    items = graph_to_tokens(distant, "given")
     assert items[-5:] == ["+4", ">33", ":y", "+4", "-43"] and graph_from_tokens(items) == \
-        Graph(far.nodes, [(10, 299, True, "y"), (0, 299, False, "")])
+        Graph(distant.nodes, [(10, 299, True, "y"), (0, 299, False, "")])
     assert Counter(graph_to_tokens(Graph([""] * (DIGITS**2 + 2), [(0, DIGITS**2 + 1, False, "")]), "given")) == \
         {"@": DIGITS**2 + 2, "+1": 1, "+0": 1, "-1": 1}
 
 
-def test_nonsense_is_understood_as_far_as_it_goes() -> None:
-    odd = ["-1", ":2", "+5", "@C", ":3", "-4", ":1", "@O", "-1", "=9", "+1", "x", "-1", ":2", ":3", "-"]
-    assert graph_from_tokens(odd) == Graph(["C", "O"], [(0, 1, False, ""), (0, 1, False, "2")])
+def test_malformed_tokens_become_the_valid_part_of_a_graph() -> None:
+    malformed = ["-1", ":2", "+5", "@C", ":3", "-4", ":1", "@O", "-1", "=9", "+1", "x", "-1", ":2", ":3", "-"]
+    assert graph_from_tokens(malformed) == Graph(["C", "O"], [(0, 1, False, ""), (0, 1, False, "2")])
     assert graph_from_tokens(["+63"] * 5000 + ["@", "-1"]) == Graph([""], [])
 
 
-def of_networkx(made: Any) -> Graph:
-    place = {node: i for i, node in enumerate(made)}
-    return Graph([""] * len(place), [(place[a], place[b], made.is_directed(), "") for a, b in made.edges()])
+def of_networkx(network: Any) -> Graph:
+    place = {node: i for i, node in enumerate(network)}
+    return Graph([""] * len(place), [(place[a], place[b], network.is_directed(), "") for a, b in network.edges()])
 
 
 def read_one(path: Path, **options: Any) -> Graph:
@@ -130,35 +131,35 @@ SAMPLES = {
 
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("form", ["graphml", "gml", "json", "g6", "s6", "edgelist", "adjlist"])
-def test_what_networkx_writes_is_read(tmp_path: Path, name: str, form: str) -> None:
-    made, path, directed = SAMPLES[name], tmp_path / f"graph.{form}", False
+def test_files_written_by_networkx_are_read(tmp_path: Path, name: str, form: str) -> None:
+    network, path, directed = SAMPLES[name], tmp_path / f"graph.{form}", False
     lists = form in ("edgelist", "adjlist")
     short = form in ("g6", "s6")
-    if (short and (made.is_directed() or name == "words")) or (form == "g6" and name in ("loops", "several")):
+    if (short and (network.is_directed() or name == "words")) or (form == "g6" and name in ("loops", "several")):
         pytest.skip("networkx does not write these so")
     if lists and name in ("alone", "words"):
         pytest.skip("edge lists have no nodes without edges, and no names with blanks")
     if form == "json":
-        path.write_text(json.dumps(nx.node_link_data(made, edges="links")))
+        path.write_text(json.dumps(nx.node_link_data(network, edges="links")))
     elif short:
-        {"g6": nx.write_graph6, "s6": nx.write_sparse6}[form](made, path)
+        {"g6": nx.write_graph6, "s6": nx.write_sparse6}[form](network, path)
     else:
-        getattr(nx, f"write_{form}")(made, path)
-    directed = made.is_directed() if lists else None
+        getattr(nx, f"write_{form}")(network, path)
+    directed = network.is_directed() if lists else None
     if lists:
-        made = made.edge_subgraph(made.edges)
-    assert alike(read_one(path, directed=directed, node="", edge=""), of_networkx(made))
+        network = network.edge_subgraph(network.edges)
+    assert isomorphic(read_one(path, directed=directed, node="", edge=""), of_networkx(network))
     assert GRAPHS.sniff(path, head_of(path)) > 0.9
 
 
 @pytest.mark.parametrize("form", ["graphml", "gml", "json", "jsonl", "g6", "edgelist", "txt"])
 @settings(max_examples=15, deadline=None)
-@given(graph=graphs(), simple=graphs(plain=True))
-def test_what_is_written_is_read_here_and_by_networkx(tmp_path_factory: pytest.TempPathFactory, form: str, graph: Graph,
-                                                      simple: Graph) -> None:
+@given(graph=graphs(), simple=graphs(unlabelled=True))
+def test_written_files_are_read_back_and_by_networkx(tmp_path_factory: pytest.TempPathFactory, form: str, graph: Graph,
+                                                     simple: Graph) -> None:
     path = tmp_path_factory.mktemp("graph") / f"graph.{form}"
-    for each in (graph, simple):
-        items = graph_to_tokens(each)
+    for original in (graph, simple):
+        items = graph_to_tokens(original)
         try:
             GRAPHS.write([items], path)
         except SegueError as error:
@@ -166,22 +167,22 @@ def test_what_is_written_is_read_here_and_by_networkx(tmp_path_factory: pytest.T
             continue
         [record] = GRAPHS.read(path, label=True)
         assert record.object == items
-        each = graph_from_tokens(items)
+        original = graph_from_tokens(items)
         if form == "gml":
-            made = nx.parse_gml(path.read_text(), label="id")
+            network = nx.parse_gml(path.read_text(), label="id")
         elif form in ("graphml", "txt"):
-            if len({way for _, _, way, _ in each.edges}) > 1:
+            if len({directed for _, _, directed, _ in original.edges}) > 1:
                 continue  # networkx takes no mixture
-            made = nx.parse_graphml(path.read_text())
+            network = nx.parse_graphml(path.read_text())
         elif form == "g6":
-            made = nx.read_graph6(path)
+            network = nx.read_graph6(path)
         elif form == "edgelist":
-            made = nx.read_edgelist(path, create_using=nx.MultiGraph, data=False)
+            network = nx.read_edgelist(path, create_using=nx.MultiGraph, data=False)
         else:
-            made = nx.node_link_graph(json.loads(path.read_text()), edges="links")
-        assert (len(made), made.number_of_edges()) == (len(each.nodes), len(each.edges))
-        labels = [said.get("node_label", "") for _, said in made.nodes(data=True)]
-        assert form in ("g6", "edgelist") or labels == each.nodes
+            network = nx.node_link_graph(json.loads(path.read_text()), edges="links")
+        assert (len(network), network.number_of_edges()) == (len(original.nodes), len(original.edges))
+        labels = [attributes.get("node_label", "") for _, attributes in network.nodes(data=True)]
+        assert form in ("g6", "edgelist") or labels == original.nodes
 
 
 def tu(folder: Path, first: int = 1) -> Path:
@@ -244,7 +245,7 @@ def test_the_contract(files: dict[str, Path]) -> None:
     check_kind(GRAPHS, files.values(), mutations=12)
 
 
-def test_files_by_hand(files: dict[str, Path], tmp_path: Path) -> None:
+def test_small_files_give_the_expected_graphs(files: dict[str, Path], tmp_path: Path) -> None:
     def read(name: str, **options: Any) -> list[Graph]:
         assert GRAPHS.sniff(bare(files[name]), head_of(files[name])) > 0.7
         return [graph for _, graph in GRAPHS.graphs(files[name], **options)]
@@ -257,7 +258,7 @@ def test_files_by_hand(files: dict[str, Path], tmp_path: Path) -> None:
                                  Graph(["7", "6"], [(0, 1, False, ""), (1, 1, False, "")], "-1")]
     assert read("hand.gml") == [Graph(["a", "b"], [(0, 1, False, "2")])]
     assert read("hand.gml", node="type") == [Graph(["atom", "ring"], [(0, 1, False, "2")])]
-    assert read("list.csv") == [Graph([""] * 3, [(i, (i + 1) % 3, False, said) for i, said in
+    assert read("list.csv") == [Graph([""] * 3, [(i, (i + 1) % 3, False, label) for i, label in
                                                  enumerate(("likes", "knows", "likes"))])]
     assert read("snap.txt") == [Graph([""] * 3, [(0, 1, True, ""), (1, 2, True, ""), (2, 0, True, "")])]
     assert read("matrix.mtx") == [Graph([""] * 4, [(1, 0, False, ""), (2, 1, False, ""), (2, 2, False, "")])]
@@ -272,7 +273,7 @@ def test_files_by_hand(files: dict[str, Path], tmp_path: Path) -> None:
     assert len(read("lines.s6")[0].nodes) == 7 and {edge[2] for edge in read("lines.d6")[0].edges} == {True}
 
 
-def test_edge_lists_as_people_write_them(tmp_path: Path) -> None:
+def test_edge_lists_in_common_variants(tmp_path: Path) -> None:
     def graph(name: str, text: str, **options: Any) -> Graph:
         (tmp_path / name).write_text(text)
         return next(graph for _, graph in GRAPHS.graphs(tmp_path / name, **options))
@@ -298,7 +299,7 @@ def test_edge_lists_as_people_write_them(tmp_path: Path) -> None:
         assert read_kind(tmp_path / name) == kind
 
 
-def test_many_nodes_before_the_links(tmp_path: Path) -> None:
+def test_links_after_many_nodes_are_found(tmp_path: Path) -> None:
     nodes, links = [{"id": i} for i in range(8000)], [{"source": 0, "target": 1}]
     (tmp_path / "d3.json").write_text(json.dumps({"nodes": nodes, "links": links}))
     assert read_kind(tmp_path / "d3.json") == "graph"
@@ -308,7 +309,7 @@ def read_kind(path: Path) -> str:
     return segue.read(path).kind.name
 
 
-def test_data_sets_of_several_files(files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_graph_set_in_several_files_is_read(files: dict[str, Path], tmp_path: Path) -> None:
     """By the folder, by one of the files, and in an archive beside a README."""
     expected = [["@8", "@6", "-1", ":2", "@6", "-1", ":1"], ["@7", "@6", "-0", ":3", "-1", ":1"]]
     folder = files["DS_A.txt"].parent
@@ -325,7 +326,7 @@ def test_data_sets_of_several_files(files: dict[str, Path], tmp_path: Path) -> N
             {frozenset(Counter(items).items()) for items in expected}
 
 
-def test_papers_that_cite_others(tmp_path: Path) -> None:
+def test_citation_graphs_take_labels_from_the_other_file(tmp_path: Path) -> None:
     """The subjects in one file label the nodes of the other; what is cited but not there is told."""
     (tmp_path / "cora.content").write_text("31336\t0\t1\tTheory\n1061127\t1\t0\tRules\n99\t0\t0\tTheory\n")
     (tmp_path / "cora.cites").write_text("31336\t1061127\n99\t31336\n99\t7\n")
@@ -336,7 +337,7 @@ def test_papers_that_cite_others(tmp_path: Path) -> None:
         assert [sorted(record.object) for record in data] == [["-1", "-1", "@Rules", "@Theory", "@Theory"]]
 
 
-@pytest.mark.parametrize("name, text, says", [
+@pytest.mark.parametrize("name, text, message", [
     ("a.graphml", "<graphml><graph><node id='1'/><edge source='1' target='2'/></graph></graphml>", "1, position 1"),
     ("a.graphml", "<graphml><graph>", r"a\.graphml: no GraphML that can be read"),
     ("a.graphml", "<graphml></graphml>", "there is no graph"),
@@ -353,26 +354,27 @@ def test_papers_that_cite_others(tmp_path: Path) -> None:
     ("a.txt", "3\n1 0\n0 0\n", "no graph 2 of 3 begins here"),
     ("a.txt", "2\n1 0\n0 0\n2 1\n0 1 1\n", "record 2: has 1 of 2 nodes"),
     ("a.txt", "1\n1 0\n0 1 5\n", "a node 5 that the graph does not have")])
-def test_mistakes_are_told_in_one_line(tmp_path: Path, name: str, text: str, says: str) -> None:
+def test_mistakes_are_told_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(SegueError, match=says) as error:
+    with pytest.raises(SegueError, match=message) as error:
         list(GRAPHS.read(tmp_path / name))
     assert name.split("_")[0] in str(error.value)
 
 
 def test_damaged_data_sets_name_the_file(tmp_path: Path) -> None:
-    for part, text, says in (("A", "1, 2\n1, x\n", r"DS_A\.txt, line 2: not two whole numbers"),
-                             ("A", "1, 4\n", "a node 4 that the graph"), ("A", "1, 9\n9, 1\n", "record line 2: node 9"),
-                             ("node_labels", "1\n", r"DS_node_labels\.txt: has 1 lines for 5 nodes"),
-                             ("graph_labels", "1\n", r"DS_graph_labels\.txt: has 1 lines for graph 2")):
+    for part, text, message in (("A", "1, 2\n1, x\n", r"DS_A\.txt, line 2: not two whole numbers"),
+                                ("A", "1, 4\n", "a node 4 that the graph"),
+                                ("A", "1, 9\n9, 1\n", "record line 2: node 9"),
+                                ("node_labels", "1\n", r"DS_node_labels\.txt: has 1 lines for 5 nodes"),
+                                ("graph_labels", "1\n", r"DS_graph_labels\.txt: has 1 lines for graph 2")):
         folder = tu(tmp_path / "tu")
         (folder / "DS_edge_labels.txt").unlink()
         (folder / f"DS_{part}.txt").write_text(text)
-        with pytest.raises(SegueError, match=says):
+        with pytest.raises(SegueError, match=message):
             list(GRAPHS.read(folder / "DS_A.txt", label=True))
 
 
-def test_what_a_key_says_is_so_where_nothing_is_said(tmp_path: Path) -> None:
+def test_graphml_keys_give_default_values(tmp_path: Path) -> None:
     path = tmp_path / "defaults.graphml"
     path.write_text('<graphml xmlns="http://graphml.graphdrawing.org/xmlns">'
                     '<key id="d0" for="node" attr.name="label" attr.type="string"><default> C </default></key>'
@@ -382,24 +384,24 @@ def test_what_a_key_says_is_so_where_nothing_is_said(tmp_path: Path) -> None:
                     '<node id="c"/><edge source="a" target="b"/><edge source="b" target="c"><data key="d1">2</data>'
                     '</edge></graph></graphml>')
     record = next(iter(GRAPHS.read(path, label=True)))
-    found = graph_from_tokens(record.object)
-    assert sorted(found.nodes) == ["C", "C", "O"] and sorted(edge[3] for edge in found.edges) == ["1", "2"]
-    assert found.label == "x"
+    result = graph_from_tokens(record.object)
+    assert sorted(result.nodes) == ["C", "C", "O"] and sorted(edge[3] for edge in result.edges) == ["1", "2"]
+    assert result.label == "x"
     assert nx.parse_graphml(path.read_text()).graph["node_default"] == {"label": " C "}  # as others read it
 
 
-def test_names_are_not_labels(tmp_path: Path) -> None:
+def test_attributes_that_name_or_measure_are_no_labels(tmp_path: Path) -> None:
     """Attributes whose values hardly come again name or measure; one may ask for them, and for one there is not."""
     nx.write_gml(nx.path_graph(8), tmp_path / "path.gml")
     assert set(next(GRAPHS.read(tmp_path / "path.gml")).object) == {"@", "-1"}
-    made = nx.path_graph(40)
-    for node in made:
-        made.nodes[node].update(label=f"person {node}", club=str(node % 2), weight=node + 0.5)
+    network = nx.path_graph(40)
+    for node in network:
+        network.nodes[node].update(label=f"person {node}", club=str(node % 2), weight=node + 0.5)
     path = tmp_path / "club.graphml"
-    nx.write_graphml(made, path)
+    nx.write_graphml(network, path)
     problems = Problems()
-    [plain] = GRAPHS.read(path, problems)
-    assert set(plain.object) == {"@", "-1"} and problems.note == ""
+    [unlabelled] = GRAPHS.read(path, problems)
+    assert set(unlabelled.object) == {"@", "-1"} and problems.note == ""
     assert {"@person_0", "@person_39"} < set(next(GRAPHS.read(path, node="label")).object)
     [record] = GRAPHS.read(path, problems, node="club")
     assert set(record.object) == {"@0", "@1", "-1"} and problems.note == "labels node=club"
@@ -411,26 +413,26 @@ def test_names_are_not_labels(tmp_path: Path) -> None:
     ("a.csv", "source,target\nA house.,Ein Haus.\nA cat.,Eine Katze.\n"), ("a.txt", "from me to you\nwith love\n"),
     ("a.txt", "3\n1 2\n3 4\n5 6\n"), ("sensor_A.txt", "1, 2\n3, 4\n"), ("a.html", "text about <graphml> files"),
     ("a.json", '{"nodes": "none", "edges": "sharp"}'), ("a.py", "graph = [1, 2]\n"), ("a.txt", "graph [theory] is\n")])
-def test_what_only_looks_like_a_graph_is_left_to_others(tmp_path: Path, name: str, text: str) -> None:
+def test_files_that_resemble_graphs_are_read_as_other_kinds(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     assert GRAPHS.sniff(tmp_path / name, text.encode()) == 0
 
 
-def test_signs_that_somebody_types() -> None:
+def test_typed_signs_are_normalised_or_refused() -> None:
     assert GRAPHS.normalise("@C @C -1 → @O >1 :2") == ["@C", "@C", "-1", "@O", ">1", ":2"]
     assert GRAPHS.normalise(Graph(["C"], [(0, 0, False, "")])) == ["@C", "-0"]
-    for wrong in ("@C C", "-64", ["@C", 3]):
+    for malformed in ("@C C", "-64", ["@C", 3]):
         with pytest.raises(SegueError, match="is no sign of a graph"):
-            GRAPHS.normalise(wrong)
+            GRAPHS.normalise(malformed)
 
 
-def test_a_graph_is_shown() -> None:
-    shown = GRAPHS.show(["=7", "@C", "@Cl", "-1", ":2", "@O", "<2", ">1", "-0"])
-    assert shown.splitlines() == ["3 nodes, 4 edges, label 7", "   0 C", "   1 Cl  ─0:2", "   2 O   →0 ←1 ─2"]
+def test_a_shown_graph_lists_nodes_and_edges() -> None:
+    text = GRAPHS.show(["=7", "@C", "@Cl", "-1", ":2", "@O", "<2", ">1", "-0"])
+    assert text.splitlines() == ["3 nodes, 4 edges, label 7", "   0 C", "   1 Cl  ─0:2", "   2 O   →0 ←1 ─2"]
     assert GRAPHS.show(["@"] * 50).splitlines()[-1].strip() == "..."
 
 
-def test_from_files_to_a_file(tmp_path: Path) -> None:
+def test_fit_continue_and_write_end_to_end(tmp_path: Path) -> None:
     """Fit on rings of two sorts of atoms, go on from a chain, write GraphML, evaluate and embed."""
     rings = [graph_to_tokens(Graph(["C", "O"] * (n // 2), [(i, (i + 1) % n, False, "1") for i in range(n)])) for n in
              range(6, 30, 2)]
@@ -444,14 +446,15 @@ def test_from_files_to_a_file(tmp_path: Path) -> None:
     assert model.embed(data).vectors.shape[0] == 48
 
 
-def test_real_graphs(shared_data: Any) -> None:
+def test_real_graph_sets_have_their_documented_counts(shared_data: Any) -> None:
     """The counts of the sets' descriptions."""
     folder = shared_data("graphs-tu")
     for name, nodes, edges, labels in (("MUTAG", 3371, 3721, {"0": 63, "2": 125}),
                                        ("PROTEINS", 43_471, 81_044, {"0": 663, "1": 450})):
-        found = [graph for _, graph in GRAPHS.graphs(folder / f"{name}.txt.gz")]
-        assert Counter(graph.label for graph in found) == labels
-        assert (sum(len(graph.nodes) for graph in found), sum(len(graph.edges) for graph in found)) == (nodes, edges)
+        results = [graph for _, graph in GRAPHS.graphs(folder / f"{name}.txt.gz")]
+        assert Counter(graph.label for graph in results) == labels
+        assert (sum(len(graph.nodes) for graph in results),
+                sum(len(graph.edges) for graph in results)) == (nodes, edges)
     data = segue.read(folder / "MUTAG.txt.gz")
     assert (data.kind.name, len(data), data.total) == ("graph", 188, 3371 + 3721)
     check_kind(GRAPHS, [folder / "MUTAG.txt.gz"], mutations=10)

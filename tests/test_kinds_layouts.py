@@ -23,7 +23,7 @@ ROWS = [("ann", "tea", 1700000030), ("bob", "milk", 1700000005), ("ann", "milk",
         ("ann", "tea", 1700000020)]
 
 
-def said(data: Data) -> dict[str, list]:
+def sequences(data: Data) -> dict[str, list]:
     return {record.name: record.object for record in data}
 
 
@@ -62,10 +62,10 @@ JSONS = [dict(zip(("user", "item", "time"), row)) for row in ROWS]
                                         "time": [c for a, _, c in ROWS if a == who]}) + "\n"
                             for who in ("ann", "bob"))),
 ], ids=lambda value: value if isinstance(value, str) and len(value) < 20 else "")
-def test_one_table_in_every_layout(tmp_path: Path, name: str, content: str | bytes) -> None:
+def test_every_layout_of_a_table_gives_the_same_events(tmp_path: Path, name: str, content: str | bytes) -> None:
     data = read(put(tmp_path / name, content))
     assert data.kind.name == "events" and not data.problems.total - (name == "title.csv")
-    assert said(data) == ANN
+    assert sequences(data) == ANN
     times = next(record for record in data if record.name == "ann").channels
     assert times["time"].tolist() == [1700000010, 1700000020, 1700000030] and times["gap"].tolist() == [0, 10, 10]
 
@@ -87,11 +87,11 @@ def test_any_table_is_read_as_it_was_written(tmp_path_factory, sign: str, end: s
     writer = csv.writer(written, delimiter=sign, lineterminator=end)
     writer.writerows(([("user", "item", "time")] if header else []) + rows)
     path = put(tmp_path_factory.mktemp("any") / f"t{suffix}", written.getvalue().encode(encoding))
-    wanted: dict[str, list[str]] = {}
-    for who, what, _ in sorted(rows, key=lambda row: row[2]):
-        wanted.setdefault(who, []).append(what)
+    expected: dict[str, list[str]] = {}
+    for user, item, _ in sorted(rows, key=lambda row: row[2]):
+        expected.setdefault(user, []).append(item)
     data = read(path, kind="events", **({} if header else {"who": "1", "what": "2", "when": "3"}))
-    assert said(data) == wanted
+    assert sequences(data) == expected
 
 
 MOMENTS = [datetime(2023, 12, 25, 8, 5, 1), datetime(2023, 12, 25, 17, 30, 59)]
@@ -104,7 +104,7 @@ BETWEEN = (MOMENTS[1] - MOMENTS[0]).total_seconds()
     "[%d/%b/%Y:%H:%M:%S +0000]", "%a, %d %b %Y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y", "%a %b %d %H:%M:%S UTC %Y",
     "%Y%m%d%H%M%S", "%Y%m%dT%H%M%SZ", "%d/%m/%Y %H:%M:%S.%f", "%H:%M:%S", "%Y-%m-%d %H:%M:%S+00:00", "%s", "%s000",
     "%s000000", "%s000000000", "%s.0", "%s.5e0"])
-def test_every_clock(tmp_path: Path, form: str) -> None:
+def test_every_form_of_time_gives_the_same_gaps(tmp_path: Path, form: str) -> None:
     texts = [moment.replace(tzinfo=UTC).strftime(form.replace("%s", str(int(moment.replace(tzinfo=UTC).timestamp()))))
              for moment in MOMENTS]
     path = put(tmp_path / "t.tsv", "user\titem\ttime\n" + "".join(f"u\t{i}\t{texts[i]}\n" for i in (1, 0)))
@@ -116,7 +116,7 @@ def test_every_clock(tmp_path: Path, form: str) -> None:
 @given(moments=st.lists(st.datetimes(datetime(1971, 1, 1), datetime(2099, 1, 1)), min_size=3, max_size=8, unique=True),
        form=st.sampled_from(["%Y/%m/%d %H:%M:%S", "%d.%m.%Y %H:%M:%S", "%d-%b-%Y %H:%M:%S", "%Y-%m-%d %H:%M:%S"]),
        zone=st.sampled_from(["", "Z", " +0200", "-03:30"]))
-def test_moments_come_back(tmp_path_factory, moments: list[datetime], form: str, zone: str) -> None:
+def test_written_times_round_trip(tmp_path_factory, moments: list[datetime], form: str, zone: str) -> None:
     moments = [moment.replace(microsecond=0) for moment in moments]
     away = {" +0200": 7200, "-03:30": -12600}.get(zone, 0)
     rows = "".join(f"u\t{i}\t{moment.strftime(form)}{zone}\n" for i, moment in enumerate(moments))
@@ -124,7 +124,7 @@ def test_moments_come_back(tmp_path_factory, moments: list[datetime], form: str,
     assert record.channels["time"].tolist() == sorted(m.replace(tzinfo=UTC).timestamp() - away for m in moments)
 
 
-def test_times_of_other_sorts(tmp_path: Path) -> None:
+def test_other_forms_of_time_are_read(tmp_path: Path) -> None:
     ties = read(put(tmp_path / "ties.csv", "user,item,time\nu,b,5\nu,a,5\nu,c,-1.5\n"))[0]
     assert ties.object == ["c", "b", "a"] and ties.channels["gap"].tolist() == [0, 6.5, 0], "ties as in the file"
     days = read(put(tmp_path / "days.csv", "user,item,day\nu,a,20240301\nu,b,20240229\n"))[0]
@@ -136,13 +136,13 @@ def test_times_of_other_sorts(tmp_path: Path) -> None:
     shop = read(put(tmp_path / "shop.csv", "InvoiceNo,StockCode,Quantity,InvoiceDate,CustomerID\n"
                                            "5,85A,6,12/21/2010 8:26,17\n5,71B,6,12/1/2010 8:28,17\n"))
     assert shop[0].name == "17" and shop[0].object == ["71B", "85A"]
-    some = read(put(tmp_path / "some.csv", "user,item,time\nu,a,1700000001000\nu,b,soon\nu,c,1700000003000\n"))
-    assert some[0].channels["gap"].tolist() == [0, 2] and some.problems.total == 1
+    partly_timed = read(put(tmp_path / "some.csv", "user,item,time\nu,a,1700000001000\nu,b,soon\nu,c,1700000003000\n"))
+    assert partly_timed[0].channels["gap"].tolist() == [0, 2] and partly_timed.problems.total == 1
     log = read(put(tmp_path / "log.csv", "timestamp,event\n2024-01-01 00:00:02,stop\n2024-01-01 00:00:01,start\n"))
     assert log[0].object == ["start", "stop"] and log[0].name.endswith("log.csv"), "a file of one entity"
 
 
-def test_days_before_months_and_months_in_order(tmp_path: Path) -> None:
+def test_day_first_and_named_months_are_read(tmp_path: Path) -> None:
     days = [datetime(2018, 8, 14) + timedelta(days=i) for i in range(40)]
     months = [datetime(1990 + i // 12, 1 + i % 12, 1) for i in range(40)]
     for form, times, pace in (("%d-%m-%Y", days, "every 1 day"), ("%m-%d-%Y", days, "every 1 day"),
@@ -153,13 +153,13 @@ def test_days_before_months_and_months_in_order(tmp_path: Path) -> None:
         assert f"when=Date ({times[0]} to {times[-1]}, {pace})" in data.problems.note, form
 
 
-def test_line_ends_of_old_macs_but_the_last(tmp_path: Path) -> None:
-    rows = "\r".join(f"{who},{item}" for who, item in (("u", "a"), ("u", "b"), ("v", "a"), ("v", "c")))
+def test_carriage_returns_end_lines(tmp_path: Path) -> None:
+    rows = "\r".join(f"{user},{item}" for user, item in (("u", "a"), ("u", "b"), ("v", "a"), ("v", "c")))
     data = read(put(tmp_path / "clicks.csv", ("user,item\r" + rows + "\r\n").encode()))
-    assert said(data) == {"u": ["a", "b"], "v": ["a", "c"]}
+    assert sequences(data) == {"u": ["a", "b"], "v": ["a", "c"]}
 
 
-def test_numbers_of_rows_and_of_customers_are_no_events(tmp_path: Path) -> None:
+def test_row_numbers_and_customer_numbers_are_no_events(tmp_path: Path) -> None:
     rows = "".join(f"{i + 1},{15634602 + 37 * i},{600 + i * i % 97},{'FM'[i % 2]},{i % 7}.5,{i * i % 3 % 2}\n"
                    for i in range(60))
     data = read(put(tmp_path / "churn.csv", "RowNumber,CustomerId,Score,Gender,Balance,Exited\n" + rows))
@@ -170,13 +170,13 @@ def test_parquet_as_pandas_and_others_write_it(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    when = pa.array([datetime(2024, 1, 1, tzinfo=UTC) + timedelta(seconds=t) for t in (3, 1, 2)],
-                    pa.timestamp("ns", "Europe/Berlin"))
-    base = {"user_id": pa.array([7, 7, 8]), "item": pa.array(["a", "b", "a"]).dictionary_encode(), "ts": when,
+    times = pa.array([datetime(2024, 1, 1, tzinfo=UTC) + timedelta(seconds=t) for t in (3, 1, 2)],
+                     pa.timestamp("ns", "Europe/Berlin"))
+    base = {"user_id": pa.array([7, 7, 8]), "item": pa.array(["a", "b", "a"]).dictionary_encode(), "ts": times,
             "__index_level_0__": pa.array([0, 1, 2])}
     pq.write_table(pa.table(base), tmp_path / "p.parquet")
     data = read(tmp_path / "p.parquet")
-    assert said(data) == {"7": ["b", "a"], "8": ["a"]} and data[0].channels["gap"].tolist() == [0, 2]
+    assert sequences(data) == {"7": ["b", "a"], "8": ["a"]} and data[0].channels["gap"].tolist() == [0, 2]
     pq.write_table(pa.table({"id": [1, 2], "text": ["one", "two words"]}), tmp_path / "t.parquet")
     data = read(tmp_path / "t.parquet")
     assert data.kind.name == "text" and [*data.objects()] == [b"one", b"two words"]
@@ -192,22 +192,22 @@ def test_parquet_as_pandas_and_others_write_it(tmp_path: Path) -> None:
         read(tmp_path / "none.parquet")
 
 
-def test_logs_of_process_miners(tmp_path: Path) -> None:
-    def event(what: str, when: str) -> str:
-        return f'<event><string key="concept:name" value="{what}"/><date key="time:timestamp" value="{when}"/></event>'
+def test_process_logs_in_xes_are_read(tmp_path: Path) -> None:
+    def event(action: str, at: str) -> str:
+        return f'<event><string key="concept:name" value="{action}"/><date key="time:timestamp" value="{at}"/></event>'
 
     log = ('<?xml version="1.0"?>\n<log xmlns="http://x.org/"><trace><string key="concept:name" value="A"/>'
            + event("pay", "2020-01-01T00:00:09.500+01:00") + event("ask", "2020-01-01T00:00:00+01:00")
            + "</trace><trace>" + event("ask", "2020-01-02T00:00:00Z") + "</trace></log>")
     data = read(put(tmp_path / "a.xes.gz", gzip.compress(log.encode())))
-    assert data.kind.name == "events" and said(data) == {"A": ["ask", "pay"], "trace 2": ["ask"]}
+    assert data.kind.name == "events" and sequences(data) == {"A": ["ask", "pay"], "trace 2": ["ask"]}
     assert data[0].channels["gap"].tolist() == [0, 9.5]
-    for wrong, says in ((log[:-20], "no XES that can be read"), ("<log></log>", "there is no event")):
-        with pytest.raises(SegueError, match=says):
-            read(put(tmp_path / "b.xes", wrong))
+    for content, message in ((log[:-20], "no XES that can be read"), ("<log></log>", "there is no event")):
+        with pytest.raises(SegueError, match=message):
+            read(put(tmp_path / "b.xes", content))
 
 
-@pytest.mark.parametrize("name, content, says", [
+@pytest.mark.parametrize("name, content, message", [
     ("data.csv", "data,label\n-0.195,0\n-0.21,0\n-0.21,1\n", "no column says who.*columns: data, label"),
     ("esol.csv", "Compound ID,logS,rings\nA B,1.5,2\nC,2.5,3\n", "no column says who and what"),
     ("pieces.csv", "composer,title,file\nBach,Fugue,a.mid\nBach,Prelude,b.mid\n", "columns: composer, title, file"),
@@ -217,24 +217,24 @@ def test_logs_of_process_miners(tmp_path: Path) -> None:
     ("array.json", '[{"user": 1, "item": "a"}, 3]', "not all entries"),
     ("cut.json", '[{"user": 1, "item": "a"}, {"user": 2', "not JSON"),
 ])
-def test_what_a_table_does_not_say_is_asked_for(tmp_path: Path, name: str, content: str, says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_tables_without_clear_columns_ask_for_them(tmp_path: Path, name: str, content: str, message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         read(put(tmp_path / name, content), kind="events" if name in ("array.json", "pairs.tsv", "data.csv") else None)
 
 
-def test_all_of_a_headless_file_is_one_sequence_if_so_said(tmp_path: Path) -> None:
+def test_a_file_without_header_is_one_sequence_on_request(tmp_path: Path) -> None:
     data = read(put(tmp_path / "a.csv", "a,b\nc,d\na,b\n"), kind="events", who="the file")
     assert [record.object for record in data] == [["a", "c", "a"]]
 
 
-def test_the_sign_that_excel_names(tmp_path: Path) -> None:
+def test_the_separator_that_excel_names_is_used(tmp_path: Path) -> None:
     path = put(tmp_path / "a.csv", "sep=;\r\nuser;item\r\nann;tea\r\nbob;tea\r\nann;milk\r\n")
     data = read(path)
     assert data.problems.note == "who=user, what=item" and data[0].object == ["tea", "milk"] and not data.problems
     assert read(path, kind="text", field="item")[1].name.endswith("a.csv:4")
 
 
-def test_texts_in_tables_of_any_sort(tmp_path: Path) -> None:
+def test_texts_in_tables_are_read(tmp_path: Path) -> None:
     reference = "There is a place in the city centre, Alimentum, that is not for families."
     rows = f'mr,ref\n"name[A], area[c], food[x]","{reference}"\nname[B],"{reference} So."\n'
     data = read(put(tmp_path / "e2e.csv", rows))
@@ -267,21 +267,21 @@ def test_texts_in_tables_of_any_sort(tmp_path: Path) -> None:
     assert [*data.objects()] == [b'5" disk', b"plain", b'it\'s "so"'], "quotes that quote nothing"
 
 
-def test_lines_of_numbers_are_cases(tmp_path: Path) -> None:
+def test_lines_of_numbers_are_read_as_cases(tmp_path: Path) -> None:
     data = read(put(tmp_path / "log.txt", "5 5 22 5\n5 22 5 11 11\n22 5\n"))
     assert data.kind.name == "cases" and data[0].object == ["5", "5", "22", "5"]
     data = read(put(tmp_path / "baskets.txt", "1 7 8 9\n2 8 7\n3 9 9 9\n"))
-    assert said(data) == {"1": ["7", "8", "9"], "2": ["8", "7"], "3": ["9", "9", "9"]}
+    assert sequences(data) == {"1": ["7", "8", "9"], "2": ["8", "7"], "3": ["9", "9", "9"]}
     assert data.problems.note == "the first word of a line names it"
     data = read(put(tmp_path / "pairs.txt", "1 7\n1 8\n2 7\n2 9\n"))
-    assert data.kind.name == "events" and said(data) == {"1": ["7", "8"], "2": ["7", "9"]}
+    assert data.kind.name == "events" and sequences(data) == {"1": ["7", "8"], "2": ["7", "9"]}
     for name, content in (("pi.txt", "3.14159 2653\n"), ("times.txt", "0.5 1.5 2.5\n0.25 0.75\n"),
                           ("points.txt", "1 37 52\n2 49 49\n3 52 64\n"),
                           ("poem.txt", "one two\nthree four\nfive six\n")):
         assert read(put(tmp_path / name, content)).kind.name == "text"
 
 
-def test_text_as_it_is_saved_elsewhere(tmp_path: Path) -> None:
+def test_text_in_other_tools_formats_is_read(tmp_path: Path) -> None:
     words = "Grüße, Welt\r\nund mehr\r\n"
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"):
         mark = {"utf-16-le": "\ufeff", "utf-16-be": "\ufeff"}.get(encoding, "")
@@ -294,7 +294,7 @@ def test_text_as_it_is_saved_elsewhere(tmp_path: Path) -> None:
     assert read(put(tmp_path / "series.ts", "@data\n" + "0.5,0.25,1:" * 99)).kind.name == "series", "no TypeScript"
 
 
-def test_sequences_as_they_are_saved_elsewhere(tmp_path: Path) -> None:
+def test_sequences_in_other_tools_formats_are_read(tmp_path: Path) -> None:
     def letters(name: str, content: str | bytes, **options) -> tuple[str, list[str], int]:
         data = read(put(tmp_path / name, content), **options)
         return data.kind.name, [record.object for record in data], data.problems.total
@@ -340,7 +340,7 @@ def test_times_in_a_file_beside_the_events(tmp_path: Path) -> None:
         read(tmp_path / "event-test.txt")
 
 
-def test_times_alone_are_events_of_one_sort(tmp_path: Path) -> None:
+def test_times_without_types_are_events_of_one_type(tmp_path: Path) -> None:
     rows = [{"t": times, "t_max": 24} for times in ([0.5, 2.0], [3.5])]
     put(tmp_path / "posts.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     data = read(tmp_path / "posts.jsonl")
@@ -348,7 +348,8 @@ def test_times_alone_are_events_of_one_sort(tmp_path: Path) -> None:
     assert data[0].channels["gap"].tolist() == [0, 1.5]
     put(tmp_path / "logins.csv", "user,time\nann,10\nbob,12\nann,13\n")
     data = read(tmp_path / "logins.csv", what="event")
-    assert said(data) == {"ann": ["event", "event"], "bob": ["event"]} and data[0].channels["time"].tolist() == [10, 13]
+    assert sequences(data) == {"ann": ["event", "event"],
+                               "bob": ["event"]} and data[0].channels["time"].tolist() == [10, 13]
 
 
 @pytest.mark.parametrize("name, content, first", [
@@ -361,7 +362,7 @@ def test_times_alone_are_events_of_one_sort(tmp_path: Path) -> None:
     ("ocel.csv", "ocel:eid,ocel:timestamp,ocel:activity,ocel:type:item,ocel:type:order\n" + "".join(
         f"e{i},1980-01-{i + 1:02d},{'AB'[i % 2]},\"['i1', 'i2']\",['o1']\n" for i in range(9)), "A"),
 ])
-def test_events_as_logs_and_shops_write_them(tmp_path: Path, name: str, content: str, first: str) -> None:
+def test_events_in_log_and_shop_formats_are_read(tmp_path: Path, name: str, content: str, first: str) -> None:
     (tmp_path / name).write_text(content)
     data = read(tmp_path / name)
     assert data.kind.name == "events" and len(data) > 1 and data[0].object[0] == first

@@ -36,7 +36,7 @@ def texts(data: Data) -> list[str]:
     return [record.object.decode() for record in data]
 
 
-@pytest.mark.parametrize("name, content, count, said, note", [
+@pytest.mark.parametrize("name, content, count, expected, note", [
     ("84-121.trans.txt", "".join(f"84-121-{i:04} {RIVER[i % 4].upper()}\n" for i in range(24)), 24, RIVER[0].upper(),
      "a line a text; not read: the name in front of it"),
     ("metadata.csv", "".join(f"LJ001-{i:04}|{RIVER[i % 4]} {i}|{RIVER[i % 4]} {i}\n" for i in range(24)), 24,
@@ -60,20 +60,20 @@ def texts(data: Data) -> list[str]:
      "\n".join(f"ann{i % 3}: {RIVER[i % 4]} {i}" for i in range(24)),
      "dialogue=all, said by=Author, field=Content; not read: AuthorID, Date"),
 ])
-def test_texts_as_they_are_handed_out(tmp_path: Path, name: str, content: str, count: int, said: str,
-                                      note: str) -> None:
+def test_texts_in_published_formats_are_read(tmp_path: Path, name: str, content: str, count: int, expected: str,
+                                             note: str) -> None:
     data = read(put(tmp_path / name, content))
-    assert (data.kind.name, len(data), texts(data)[0], data.problems.note) == ("text", count, said, note)
+    assert (data.kind.name, len(data), texts(data)[0], data.problems.note) == ("text", count, expected, note)
     check_kind(KINDS["text"], [tmp_path / name], mutations=2)
 
 
-def test_days_and_sentences_are_no_names(tmp_path: Path) -> None:
+def test_days_and_sentences_are_not_taken_as_names(tmp_path: Path) -> None:
     for line in ("2024-01-{0:02} We waited for the ferry.", "In-2024 we waited {0}.", "mp3 files {0} are not read."):
         data = read(put(tmp_path / "a.txt", "".join(line.format(i) + "\n" for i in range(1, 30))))
         assert len(data) == 1
 
 
-def test_dialogues_of_films(tmp_path: Path) -> None:
+def test_film_dialogues_are_read(tmp_path: Path) -> None:
     lines = "".join(f"L{9 - i} +++$+++ u{i} +++$+++ m0 +++$+++ ANN{i} +++$+++ {text}\n" for i, text in enumerate(RIVER))
     path = put(tmp_path / "movie_lines.txt", lines.replace("noon", "café").encode("latin-1"))
     assert texts(read(path))[3] == "ANN3: It comes at café."
@@ -83,7 +83,7 @@ def test_dialogues_of_films(tmp_path: Path) -> None:
     assert texts(data) == [f"ANN1: {RIVER[1]}\nANN0: {RIVER[0]}"] * 2 and not data.problems
 
 
-def test_a_book_is_a_folder_of_chapters(tmp_path: Path) -> None:
+def test_a_book_is_read_chapter_by_chapter(tmp_path: Path) -> None:
     page = '<?xml version="1.0"?><html><head><title/><style>p {{}}</style></head><body><h1>{0}</h1><p>{0}\n' \
         "&amp; on.<br/>So.</p></body></html>"
     spine = '<package xmlns="http://www.idpf.org/2007/opf"><manifest><item id="b" href="b%201.xhtml"/>' \
@@ -103,67 +103,68 @@ def test_a_book_is_a_folder_of_chapters(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name, line", [("san.txt", "{}"), ("numbered.txt", "1. {} 1-0"),
                                         ("uci.txt", "e2e4 e7e5 g1f3 {0[3]}7a8q")])
-def test_games_a_line_and_back_as_pgn(tmp_path: Path, name: str, line: str) -> None:
+def test_games_round_trip_through_pgn(tmp_path: Path, name: str, line: str) -> None:
     data = read(put(tmp_path / name, "".join(line.format(game) + "\n" for game in GAMES * 8)))
-    moves = [each.object for each in data]
+    moves = [record.object for record in data]
     assert data.kind.name == "events" and len(moves) == 24
     assert not any({"1.", "1-0"}.intersection(game) for game in moves)
     KINDS["events"].write([Record(moves[0], name='a "b"'), moves[1] * 20], tmp_path / "a.pgn")
-    assert [each.object for each in read(tmp_path / "a.pgn")] == [moves[0], moves[1] * 20]
+    assert [record.object for record in read(tmp_path / "a.pgn")] == [moves[0], moves[1] * 20]
     first, second = moves[0][:2]
     assert KINDS["events"].normalise(f"1. {first} {second}!", data.vocabulary) == [first, second]
 
 
-def test_what_cannot_be_gone_on_from_says_what_it_is(tmp_path: Path) -> None:
+def test_primes_of_another_kind_are_refused_by_name(tmp_path: Path) -> None:
     river, tune = put(tmp_path / "a.srt", "\n".join(RIVER) * 9), KINDS["music"]
-    for path, says in ((river, "it looks like text, not music"), (put(tmp_path / "b.mid", " \n"), "the file is empty"),
-                       (tmp_path, "is a folder; give one of the files in it")):
-        with pytest.raises(SegueError, match=says):
+    for path, message in ((river, "it looks like text, not music"),
+                          (put(tmp_path / "b.mid", " \n"), "the file is empty"),
+                          (tmp_path, "is a folder; give one of the files in it")):
+        with pytest.raises(SegueError, match=message):
             prime_record(tune, path, tune.codec(read(put(tmp_path / "a.krn", KERN))))
 
 
-def test_an_answer_from_nothing_is_something() -> None:
+def test_an_answer_without_a_prime_is_not_empty() -> None:
     fitted = segue.fit(["a", "b"] * 20, steps=1, width=16, depth=1, mixer="gru", mix=False, quiet=True)
     rest = [id for id in range(fitted.codec.size) if id not in (1, 2)]
-    said = [[fitted.continue_(None, 3, "greedy", draft="none", eos=eos, suppress_tokens=rest, **options).tokens
-             for eos in (1, 2)] for options in ({}, {"min_new_tokens": 0})]
-    assert all(said[0]) and not all(said[1])
+    answers = [[fitted.continue_(None, 3, "greedy", draft="none", eos=eos, suppress_tokens=rest, **options).tokens
+                for eos in (1, 2)] for options in ({}, {"min_new_tokens": 0})]
+    assert all(answers[0]) and not all(answers[1])
 
 
-def test_words_of_letters_and_episodes(tmp_path: Path) -> None:
-    whole = ["ACGTTGCAACGGATTC"[i:] + "ACGTTGCAACGGATTC"[:i] for i in range(9)]
-    lines = "".join(" ".join(each[i : i + 6] for i in range(len(each) - 5)) + "\n" for each in whole)
+def test_kmer_words_and_episodes_are_read(tmp_path: Path) -> None:
+    sequences = ["ACGTTGCAACGGATTC"[i:] + "ACGTTGCAACGGATTC"[:i] for i in range(9)]
+    lines = "".join(" ".join(sequence[i : i + 6] for i in range(len(sequence) - 5)) + "\n" for sequence in sequences)
     data = read(put(tmp_path / "6_3k.txt", lines))
-    assert data.kind.name == "dna" and [record.object for record in data] == whole
+    assert data.kind.name == "dna" and [record.object for record in data] == sequences
     rows = "".join(f"{i // 5},{i % 5},{i * i % 7},{i * i % 3},0.0\n" for i in range(40))
     data = read(put(tmp_path / "a.csv", "episode,step,state,action,reward\n" + rows))
     assert len(data) == 8 and data.problems.note.startswith("who=episode, what=action")
 
 
-@pytest.mark.parametrize("kind, obj, good, bad", [
+@pytest.mark.parametrize("kind, obj, accepted, refused", [
     ("events", ["a", "b"], [".csv", ".tsv", ".jsonl", ".txt"], [".parquet", ".json", ".mid"]),
     ("molecule", "CCO", [".smi", ".csv", ".txt"], [".sdf", ".png"]),
     ("music", ["loud19", "note60", "length24"], [".mid", ".kar"], [".musicxml", ".wav", ".json"]),
     ("sound", [128, 130, 9], [".wav", ".flac"], [".mp3", ".txt"]),
     ("dna", "ACGTACGTACGT", [".fa", ".fna", ".txt"], [".fastq", ".gb", ".fa.gz"]),
     ("text", b"The river.\n", [".txt", ".md", ".json", ""], [".pdf", ".txt.gz", ".parquet"])])
-def test_answers_are_written_under_names_that_fit(tmp_path: Path, kind: str, obj: Any, good: list[str],
-                                                  bad: list[str]) -> None:
+def test_answers_are_written_only_to_matching_endings(tmp_path: Path, kind: str, obj: Any, accepted: list[str],
+                                                      refused: list[str]) -> None:
     for needed in ("mido", "soundfile", "rdkit"):
         pytest.importorskip(needed)
-    for ending in good:
+    for ending in accepted:
         path = tmp_path / f"a{ending}"
         KINDS[kind].check_name(path)
         KINDS[kind].write([Record(obj, name="x") if KINDS[kind].several else obj], path)
         back = read(path, kind=kind)
         assert back.kind.name == kind and list(back[0].object)[: len(obj)] == list(obj)
     assert kind != "sound" or (tmp_path / "a.flac").read_bytes()[:4] == b"fLaC"
-    for ending in bad:
-        with pytest.raises(SegueError, match=rf"is not written as .*name a file that ends in \{good[0]}"):
+    for ending in refused:
+        with pytest.raises(SegueError, match=rf"is not written as .*name a file that ends in \{accepted[0]}"):
             KINDS[kind].check_name(tmp_path / f"a{ending}")
 
 
-def test_words_are_no_molecules_and_what_lies_beside_data_is_none(tmp_path: Path) -> None:
+def test_words_are_no_molecules_and_side_files_are_skipped(tmp_path: Path) -> None:
     pytest.importorskip("rdkit")
     with pytest.raises(SegueError, match=r"most of .*; it looks like text, not molecule"):
         read(put(tmp_path / "a.srt", "1\nC\n" + "\n".join(RIVER) * 3), kind="molecule")

@@ -29,11 +29,11 @@ def midi(path: Path, *tracks: list[tuple[int, Any]], ticks: int = 480, type: int
     """A file of (time, message) by track."""
     file = mido.MidiFile(type=type, ticks_per_beat=ticks)
     for track in tracks:
-        now, made = 0, mido.MidiTrack()
-        for at, message in sorted(track, key=lambda each: each[0]):
-            made.append(message.copy(time=at - now))
+        now, midi_track = 0, mido.MidiTrack()
+        for at, message in sorted(track, key=lambda event: event[0]):
+            midi_track.append(message.copy(time=at - now))
             now = at
-        file.tracks.append(made)
+        file.tracks.append(midi_track)
     file.save(path)
     return path
 
@@ -47,32 +47,32 @@ def off(note: int, channel: int = 0) -> Any:
 
 
 @given(values=st.lists(st.integers(0, 900), min_size=1, unique=True).map(sorted), value=st.floats(0, 900))
-def test_the_nearest(values: list[int], value: float) -> None:
-    assert abs(nearest(values, value) - value) == min(abs(known - value) for known in values)
+def test_nearest_equals_brute_force(values: list[int], value: float) -> None:
+    assert abs(nearest(values, value) - value) == min(abs(candidate - value) for candidate in values)
 
 
 @given(notes=notes, tempi=tempi)
-def test_what_is_spelled_is_understood(notes: list[Note], tempi: list[tuple[int, int]]) -> None:
+def test_note_tokens_round_trip(notes: list[Note], tempi: list[tuple[int, int]]) -> None:
     """Starts, pitches, instruments and loudness are kept; of twins one; a note ends where its pitch begins again."""
     items = encode_notes(notes, tempi)
-    heard, _ = decode_items(items)
+    decoded, _ = decode_items(items)
     first = min(note.start for note in notes)
     expected = {}
     for note in sorted(notes):
         later = [other.start for other in notes
                  if other.start > note.start and (other.program, other.pitch) == (note.program, note.pitch)]
         length = min(note.length, min(later, default=1 << 20) - note.start)
-        length = max(known for known in LENGTHS if known <= length)
+        length = max(candidate for candidate in LENGTHS if candidate <= length)
         expected[note.start, note.program, note.pitch] = Note(note.start - first, note.program, note.pitch, length,
                                                               note.loud)
-    assert sorted(heard) == sorted(expected.values())
+    assert sorted(decoded) == sorted(expected.values())
     assert set(items) <= set(ITEMS)
     assert encode_notes(*decode_items(items)) == items, "it is spelled in one way"
 
 
 @settings(max_examples=40, deadline=None)
 @given(songs=st.lists(st.tuples(notes, tempi), min_size=1, max_size=3))
-def test_files_come_back(tmp_path_factory: pytest.TempPathFactory, songs: list[Any]) -> None:
+def test_written_files_round_trip(tmp_path_factory: pytest.TempPathFactory, songs: list[Any]) -> None:
     path = tmp_path_factory.mktemp("midi") / "songs.mid"
     objects = [encode_notes(*song) for song in songs]
     MUSIC.write(objects, path)
@@ -96,16 +96,16 @@ def test_a_file_by_hand(tmp_path: Path) -> None:
     assert record.name == str(path)
 
 
-def test_chunks_of_other_sorts_are_stepped_over(tmp_path: Path) -> None:
+def test_unknown_midi_chunks_are_skipped(tmp_path: Path) -> None:
     MUSIC.write([["note60", "length48", "wait48", "note62", "length48"]], tmp_path / "plain.mid")
     data = (tmp_path / "plain.mid").read_bytes()
     place = data.index(b"MTrk")
     (tmp_path / "alien.mid").write_bytes(data[:place] + b"XFIH\0\0\0\3abc" + data[place:] + b"XFKM\0\0\0\0")
-    one, other = (next(iter(MUSIC.read(tmp_path / f"{name}.mid"))).object for name in ("plain", "alien"))
-    assert one == other
+    plain, with_chunk = (next(iter(MUSIC.read(tmp_path / f"{name}.mid"))).object for name in ("plain", "alien"))
+    assert plain == with_chunk
 
 
-def test_a_file_in_a_box(tmp_path: Path) -> None:
+def test_a_midi_file_in_a_riff_container_is_read(tmp_path: Path) -> None:
     KINDS["music"].write([["note60", "length12"]], tmp_path / "a.mid")
     raw = (tmp_path / "a.mid").read_bytes()
     (tmp_path / "a.rmi").write_bytes(b"RIFF" + (len(raw) + 12).to_bytes(4, "little") + b"RMIDdata"
@@ -132,9 +132,9 @@ def test_scores_in_musicxml(tmp_path: Path) -> None:
     assert data.kind.name == "music" and data[0].object == [
         "tempo89", "voice40", "loud20", "note42", "length192", "note61", "length48", "note64", "length48", "wait72",
         "note68", "length120"]
-    for broken, says in ((text[:-20], "no MusicXML that can"), (text.replace("note>", "n>"), "there is no note")):
+    for broken, message in ((text[:-20], "no MusicXML that can"), (text.replace("note>", "n>"), "there is no note")):
         (tmp_path / "b.xml").write_text(broken)
-        with pytest.raises(SegueError, match=says):
+        with pytest.raises(SegueError, match=message):
             segue.read(tmp_path / "b.xml")
 
 
@@ -142,9 +142,9 @@ def test_piano_rolls_in_json(tmp_path: Path) -> None:
     piece = [[60, 64], [60, 67], [], [-1, 62], [62]]
     (tmp_path / "a.json").write_text(json.dumps({"train": [piece, [[]]], "test": [[[72, 76]] * 4]}))
     data = segue.read(tmp_path / "a.json")
-    held = ["loud20", "note60", "length24", "note64", "length12", "wait12", "note67", "length12", "wait24", "note62",
-            "length24"]
-    assert data.kind.name == "music" and data[0].object == held and data.name(1).endswith("a.json:test:1")
+    expected = ["loud20", "note60", "length24", "note64", "length12", "wait12", "note67", "length12",
+                "wait24", "note62", "length24"]
+    assert data.kind.name == "music" and data[0].object == expected and data.name(1).endswith("a.json:test:1")
     assert "record train:2: there is no note in it" in str(data.problems[0])
     assert segue.read(tmp_path / "a.json", step=0.5)[1].object == ["loud20", "note72", "length96", "note76", "length96"]
     for other in ([[[0, 0, 255], [9, 0, 0]]] * 9, [[[3, 1], [2]]] * 9, [[60, 62], [64]]):
@@ -155,7 +155,7 @@ def test_piano_rolls_in_json(tmp_path: Path) -> None:
         segue.read(tmp_path / "b.json")
 
 
-def test_the_pedal_holds(tmp_path: Path) -> None:
+def test_the_pedal_lengthens_notes(tmp_path: Path) -> None:
     down, up = (mido.Message("control_change", control=64, value=value) for value in (127, 0))
     path = midi(tmp_path / "pedal.mid", [(0, down), (0, on(60)), (50, off(60)), (50, on(62)), (100, off(62)),
                                          (100, on(60)), (150, off(60)), (480, up)])
@@ -192,19 +192,19 @@ def test_a_roll_is_shown() -> None:
     assert roll.splitlines()[0].index("#") == roll.splitlines()[1].index("#") + 4
 
 
-def test_nonsense_is_played_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_malformed_tokens_become_the_valid_notes(tmp_path: Path) -> None:
     """What a model says need not be music: lengths without notes, notes without lengths, more than 15 instruments."""
-    odd = ["length3", "note60", "wait96", "tempo120", "note61", "note61", "length9", *(
+    malformed = ["length3", "note60", "wait96", "tempo120", "note61", "note61", "length9", *(
         item for program in range(20) for item in (f"voice{program}", f"note{40 + program}", "length5")), "drum40"]
-    MUSIC.write([odd], tmp_path / "odd.mid")
+    MUSIC.write([malformed], tmp_path / "odd.mid")
     [record] = MUSIC.read(tmp_path / "odd.mid")
     assert sum(item.startswith("note") for item in record.object) == 22
-    again = tmp_path / "again.mid"
-    MUSIC.write([record], again)
-    assert next(iter(MUSIC.read(again))).object == record.object
+    rewritten = tmp_path / "again.mid"
+    MUSIC.write([record], rewritten)
+    assert next(iter(MUSIC.read(rewritten))).object == record.object
 
 
-def test_from_files_to_a_file(tmp_path: Path) -> None:
+def test_fit_continue_and_write_end_to_end(tmp_path: Path) -> None:
     """Fit on scales, go on from a file of one, and write a file that any player reads."""
     for key in range(12):
         scale = [item for step in (0, 2, 4, 5, 7, 9, 11, 12) * 4 for item in (f"note{48 + key + step}", "length24",
@@ -221,7 +221,7 @@ def test_from_files_to_a_file(tmp_path: Path) -> None:
     assert record.object[:20] == next(iter(MUSIC.read(tmp_path / "songs" / "3.mid"))).object[:20]
 
 
-def test_real_songs_come_back(shared_data, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_real_songs_round_trip(shared_data, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     data = segue.read(shared_data("pop909-midi") / "themes.zip")
     assert len(data) == 29 and not data.problems
     for record in data:
@@ -235,7 +235,7 @@ def test_a_note_struck_again_keeps_its_own_end(tmp_path: Path) -> None:
     assert [note.length for note in decode_items(record.object)[0]] == [GRID, GRID]
 
 
-def test_many_files_are_gone_on_from_at_once(tmp_path: Path) -> None:
+def test_several_files_are_continued_in_one_call(tmp_path: Path) -> None:
     for name in ("a", "b"):
         MUSIC.write([["note60", "length24", "wait24"] * 20 + ["note62", "length24"]], tmp_path / "in" / f"{name}.mid")
     model = segue.fit(tmp_path / "in", out=tmp_path / "model", steps=2, seed=1, quiet=True, mix=False)
@@ -243,7 +243,7 @@ def test_many_files_are_gone_on_from_at_once(tmp_path: Path) -> None:
     assert len(answers) == 2 and all(len(answer.value) <= 4 for answer in answers)
 
 
-def test_ticks_that_are_parts_of_film_frames(tmp_path: Path) -> None:
+def test_smpte_ticks_are_read(tmp_path: Path) -> None:
     path = midi(tmp_path / "a.mid", [(0, on(60)), (500, on(60, 0))])
     data = bytearray(path.read_bytes())
     data[12:14] = bytes([256 - 25, 40])  # 25 frames a second of 40 ticks: 500 ticks are half a second
@@ -255,7 +255,7 @@ def test_ticks_that_are_parts_of_film_frames(tmp_path: Path) -> None:
         segue.read(path)
 
 
-def test_what_midicsv_wrote_is_music(tmp_path: Path) -> None:
+def test_midicsv_files_are_read_as_music(tmp_path: Path) -> None:
     lines = ['0, 0, Header, 1, 2, 480', '1, 0, Start_track', '1, 0, Title_t, "A, B"', '1, 0, Tempo, 600000',
              '1, 0, End_track', '2, 0, Start_track', '2, 0, Program_c, 0, 19', '2, 0, Note_on_c, 0, 60, 80',
              '2, 480, Note_off_c, 0, 60, 0', '2, 480, Note_on_c, 0, 64, 80', '2, 960, Note_on_c, 0, 64, 0',

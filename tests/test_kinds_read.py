@@ -90,7 +90,7 @@ def test_lines_encodings_and_json_lines(tmp_path: Path) -> None:
     assert read(other, field="a", kind="text")[0].object == b"two"
 
 
-def test_a_long_file_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segue.kinds.text.PIECE", 1000)
     text = "".join(f"line {i} é\n" for i in range(500))
     pieces = read(put(tmp_path / "a.txt", text))
@@ -100,9 +100,9 @@ def test_a_long_file_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyP
         pieces = read(put(tmp_path / "b.txt", unbroken))
         assert b"".join(r.object for r in pieces) == unbroken.encode()
         assert all(r.object.decode() for r in pieces), "cut between characters"
-    wrong = text.encode()[:3000] + b"\xff" + text.encode()[3000:]
+    malformed = text.encode()[:3000] + b"\xff" + text.encode()[3000:]
     with pytest.raises(SegueError, match="byte 3,000 is not UTF-8"):
-        read(put(tmp_path / "c.txt", wrong))
+        read(put(tmp_path / "c.txt", malformed))
 
 
 def test_fasta(tmp_path: Path) -> None:
@@ -112,18 +112,18 @@ def test_fasta(tmp_path: Path) -> None:
     assert read(put(tmp_path / "z.fa", FASTA.rstrip().replace("\n", "\r")))[1].object == "TTTTGG"
     soft = put(tmp_path / "soft.fa", ">a\nacgTTTacg.\n")
     assert read(soft)[0].object == "ACGTTTACG-"
-    kept = read(soft, case="keep")
-    assert kept[0].object == "acgTTTacg-" and kept.codec().decode(kept.codec().encode("acgT")) == "acgT"
+    with_case = read(soft, case="keep")
+    assert with_case[0].object == "acgTTTacg-" and with_case.codec().decode(with_case.codec().encode("acgT")) == "acgT"
     assert read(put(tmp_path / "rna.fa", ">a\nACGUUU\n")).kind.name == "dna"
 
 
-def test_fasta_is_the_same_however_it_is_blocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fasta_does_not_depend_on_the_block_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(tmp_path / "x.fa", "".join(f">s{i} >not a record\n{'ACGT' * (i % 7 + 1)}\n" for i in range(50)))
-    whole = [(r.name, r.object) for r in read(path)]
-    assert len(whole) == 50
+    expected = [(r.name, r.object) for r in read(path)]
+    assert len(expected) == 50
     for size in (1, 2, 3, 7, 64):
         monkeypatch.setattr("segue.kinds.sequence_files.BLOCK", size)
-        assert [(r.name, r.object) for r in read(path)] == whole
+        assert [(r.name, r.object) for r in read(path)] == expected
 
 
 def test_fastq_keeps_quality(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_times(tmp_path: Path, times: list[str], seconds: float) -> None:
     assert record.object == ["1", "0"] and record.channels["gap"].tolist() == [0, seconds]
 
 
-def test_ambiguous_times_ask(tmp_path: Path) -> None:
+def test_ambiguous_times_ask_for_their_format(tmp_path: Path) -> None:
     path = put(tmp_path / "t.csv", "user,item,time\nu,a,01/02/2023\nu,b,03/02/2023\n")
     with pytest.raises(SegueError, match="day/month or month/day"):
         read(path)
@@ -249,7 +249,7 @@ def test_cases(tmp_path: Path) -> None:
     assert read(tmp_path / "a.txt", kind="cases", elements="words")[0].object == ["0123"]
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_written_files_round_trip(tmp_path: Path) -> None:
     KINDS["text"].write([b"one", b"two\n"], tmp_path / "a.txt")
     assert (tmp_path / "a.txt").read_bytes() == b"one\ntwo\n"
     KINDS["dna"].write([Record("ACGT" * 40, name="x y"), "GG"], tmp_path / "a.fa")
@@ -324,11 +324,11 @@ def test_the_contract_of_every_kind(tmp_path: Path) -> None:
 ])
 def test_bad_input_is_one_line(tmp_path: Path, name: str, content: bytes, options: dict, message: str) -> None:
     path = put(tmp_path / name, content)
-    with pytest.raises(SegueError, match=message) as caught:
+    with pytest.raises(SegueError, match=message) as error:
         read(path, **options)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
     if not options or options.get("kind") in KINDS:
-        assert name in str(caught.value), "the file is named"
+        assert name in str(error.value), "the file is named"
 
 
 def test_bad_paths(tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def test_a_folder_without_a_usable_file(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_bad_files_of_a_folder_are_stepped_over(tmp_path: Path) -> None:
+def test_bad_files_of_a_folder_are_skipped(tmp_path: Path) -> None:
     put(tmp_path / "good.txt", "good text\n" * 50)
     put(tmp_path / "latin.txt", b"caf\xff\n")
     put(tmp_path / "empty.txt", b"")
@@ -382,7 +382,7 @@ def test_bad_files_of_a_folder_are_stepped_over(tmp_path: Path) -> None:
     assert all(word in texts for word in ("latin.txt", "not UTF-8", "empty.txt", "cut.txt.gz", "picture.png"))
 
 
-def test_bad_records_are_stepped_over_and_told(tmp_path: Path) -> None:
+def test_bad_records_are_skipped_and_reported(tmp_path: Path) -> None:
     data = read(put(tmp_path / "a.fa", ">good\nACGTACGTACGTACGT\n>bad\nACG!\n>empty\n>good2\nACGT\n"))
     assert len(data) == 2 and data.problems.total == 2
     assert str(data.problems[0]).endswith("illegal='mask' to read it as N")
@@ -410,9 +410,9 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     assert data[0].object == b"words" and data.name(0).encode()
     with open(path, "wb") as handle:
         handle.write(b"caf\xe9")
-    with pytest.raises(SegueError) as caught:
+    with pytest.raises(SegueError) as error:
         read(os.fsdecode(path))
-    str(caught.value).encode()
+    str(error.value).encode()
 
 
 SEEDS = {"a.txt": b"some text\nmore\n", "a.py": b"x = 1\n", "a.jsonl": b'{"text": "a"}\n{"user": 1, "item": 2}\n',

@@ -18,12 +18,12 @@ from segue.testing import check_codec, check_kind
 def test_shakespeare(shared_data) -> None:
     data = read(shared_data("tiny-shakespeare"))
     assert (data.kind.name, len(data), data.total, len(data.vocabulary)) == ("text", 1, 1_115_394, 65)
-    train, held = data.split(0.1)
-    assert abs(held.total / data.total - 0.1) < 0.02
+    train, test = data.split(0.1)
+    assert abs(test.total / data.total - 0.1) < 0.02
     codec = train.codec(vocabulary=512)
-    store = held.encode(codec)
-    assert all(codec.decode(store[i].ids) == held[i].object for i in range(len(held)))
-    assert store.units.sum() == held.total and len(store.tokens) < held.total / 1.8
+    store = test.encode(codec)
+    assert all(codec.decode(store[i].ids) == test[i].object for i in range(len(test)))
+    assert store.units.sum() == test.total and len(store.tokens) < test.total / 1.8
 
 
 def test_novels_in_a_folder(shared_data) -> None:
@@ -66,8 +66,8 @@ def test_proteins(shared_data) -> None:
     data = read(shared_data("prokka-proteins"))
     assert (data.kind.name, len(data)) == ("protein", 4_209 + 9_704 + 2_872)
     assert data.total == 1_312_517 + 3_322_428 + 904_468
-    train, held = data.split(0.1)
-    assert not {record.object for record in held} & {record.object for record in train}
+    train, test = data.split(0.1)
+    assert not {record.object for record in test} & {record.object for record in train}
 
 
 def test_alignments_and_phages(shared_data) -> None:
@@ -151,15 +151,15 @@ LARGE = {"cifar10-sample", "movie-reviews", "omniglot-small1"}  # archives of th
 @pytest.mark.parametrize("name, kind", [
     pytest.param(name, kind, marks=pytest.mark.slow if name in LARGE else ())
     for kind, names in SETS.items() for name in names.split()])
-def test_what_every_set_is(shared_data, name: str, kind: str) -> None:
+def test_every_data_set_is_read_as_its_kind(shared_data, name: str, kind: str) -> None:
     files, named = _find_files([shared_data(name)])
     assert _choose_kind(files, named, None, Problems())[0].name == kind
 
 
-@pytest.mark.parametrize("name, says", [("asap-piano-performances/pieces.csv", "columns: composer, title, file")])
-def test_tables_that_are_no_sequences_say_what_is_in_them(shared_data, name: str, says: str) -> None:
+@pytest.mark.parametrize("name, message", [("asap-piano-performances/pieces.csv", "columns: composer, title, file")])
+def test_tables_without_sequences_name_their_columns(shared_data, name: str, message: str) -> None:
     folder, _, file = name.partition("/")
-    with pytest.raises(SegueError, match=says):
+    with pytest.raises(SegueError, match=message):
         read(shared_data(folder) / file)
 
 

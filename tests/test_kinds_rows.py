@@ -40,7 +40,8 @@ CARS = ",\n".join(f'{{"Name": "car {i}", "power": {i}.5, "weight": {i * 71 % 83}
      "x2=", "class=x1 (last)"),
     ("adult.data", PEOPLE, "x1=", "class=x6 (last)"), ("titanic.csv", SHIP, "gender=male", "class=survived (last)"),
     ("cars.json", f"[{CARS}]", "power=0.5", "class=Origin (last); not read: Name")])
-def test_rows_are_told_from_moments_and_events(tmp_path: Path, name: str, content: str, first: str, note: str) -> None:
+def test_rows_are_distinguished_from_moments_and_events(tmp_path: Path, name: str, content: str, first: str,
+                                                        note: str) -> None:
     (tmp_path / name).write_text(content)
     data = read(tmp_path / name)
     assert data.kind.name == "rows" and data[0].object[0].startswith(first) and note in data.problems.note
@@ -62,9 +63,9 @@ def test_the_contract_of_rows(tmp_path: Path) -> None:
 def test_columns_and_classes_of_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("id,long,wide,petal,species\n" + "".join(f"{i},{row}" for i, row in enumerate(FLOWERS)))
-    told = read(path, classes="")
-    assert class_in(told.name(0))[1] == "setosa" and len(told[0].object) == 3
-    assert told.problems.note.endswith("class=species; not read: id")
+    data_without_classes = read(path, classes="")
+    assert class_in(data_without_classes.name(0))[1] == "setosa" and len(data_without_classes[0].object) == 3
+    assert data_without_classes.problems.note.endswith("class=species; not read: id")
     assert read(path, columns=["petal", "long"])[0].object == [f"petal={SIZES[0][2]}", f"long={SIZES[0][0]}"]
     assert ROWS.normalise("long=5, wide=3") == ["long=5", "wide=3"] == ROWS.normalise({"long": 5, "wide": 3})
     with pytest.raises(SegueError, match="no cell of a row: give column=value"):
@@ -78,8 +79,8 @@ def test_a_row_is_continued_to_its_end() -> None:
     codec = CellCodec({"age": [1.0, 2.5], "sex": ["f"], "size": [3.0]})
     (rule,) = codec_processors(codec)
 
-    def open_after(*said: str) -> list[str]:
-        prefix = Prefix(codec.encode(said).tolist(), codec.size)
+    def open_after(*cells: str) -> list[str]:
+        prefix = Prefix(codec.encode(cells).tolist(), codec.size)
         return [codec.token(id) for id in np.flatnonzero(np.isfinite(rule(np.zeros(codec.size), prefix))).tolist()]
 
     assert open_after() == ["age=1", "age=2.5", "age=?"] and open_after("age=1") == ["sex=f", "sex=?"]
@@ -107,13 +108,13 @@ def _towns(count: int = 60) -> str:
         f"{i},{'drug' if i < 60 else 'none'},{'died' if i % 40 < 9 else 'survived'}\n" for i in range(80))),
     ("criteo.txt", "label,I1,I2,C1\n" + "".join(f"{i % 3 // 2},{i},{i * 7 % 5}.0,{i * 7919:08x}\n" for i in range(40))),
 ])
-def test_tables_of_which_nothing_else_is_known_are_read_row_by_row(tmp_path: Path, name: str, content: str) -> None:
+def test_tables_without_other_structure_are_read_row_by_row(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     data = read(tmp_path / name)
     assert data.kind.name == "rows" and len(data) in (40, 60, 80)
 
 
-def test_what_who_fixes_is_no_event(tmp_path: Path) -> None:
+def test_columns_fixed_by_the_user_are_no_events(tmp_path: Path) -> None:
     rows = [f"{land},{part},{1952 + 5 * i},{40 + i * i % 7}.5" for land, part in (
         ("Chad", "Africa"), ("Laos", "Asia"), ("Mali", "Africa")) for i in range(12)]
     (tmp_path / "gap.csv").write_text("\n".join(["country,continent,year,lifeExp", *rows]))

@@ -52,7 +52,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_tables_are_told_and_read(files: dict[str, Path], name: str) -> None:
+def test_tables_are_recognised_and_read_as_series(files: dict[str, Path], name: str) -> None:
     data = read(files[name])
     assert data.kind is SERIES
     if name in EXPECTED:
@@ -65,7 +65,7 @@ def test_the_contract_of_kinds(files: dict[str, Path]) -> None:
     check_kind(SERIES, [path for name, path in files.items()])
 
 
-def test_columns_and_rows_as_asked(files: dict[str, Path]) -> None:
+def test_requested_columns_and_rows_are_read(files: dict[str, Path]) -> None:
     assert read(files["several.csv"], columns="wet")[0].object == ["8", "7", "9"]
     assert read(files["several.csv"], columns=["wet", "heat"])[0].object[:2] == ["wet=8", "heat=0.5"]
     assert [record.object for record in read(files["plain.csv"], rows=True)] == [["1.5", "2.5"], ["1.25", "2.75"],
@@ -76,7 +76,7 @@ def test_columns_and_rows_as_asked(files: dict[str, Path]) -> None:
         read(files["several.csv"], columns="date")
 
 
-def test_what_says_when(tmp_path: Path) -> None:
+def test_columns_that_hold_times_are_recognised(tmp_path: Path) -> None:
     def values(text: str, **options: Any) -> list[str]:
         (tmp_path / "a.csv").write_text(text)
         return list(read(tmp_path / "a.csv", **options)[0].object)
@@ -84,9 +84,9 @@ def test_what_says_when(tmp_path: Path) -> None:
     # The day of a month alone says no order: rows stay, and the columns that count them go.
     dates = [(month, day) for month in (1, 2) for day in range(1, 29)]
     rows = "".join(f"{i},2020,{day},{month + day / 100}\n" for i, (month, day) in enumerate(dates))
-    said = as_columns(values("No,year,day,v\n" + rows))
-    assert list(said) == ["year", "day", "v"]
-    np.testing.assert_allclose(said["v"], [month + day / 100 for month, day in dates])
+    columns = as_columns(values("No,year,day,v\n" + rows))
+    assert list(columns) == ["year", "day", "v"]
+    np.testing.assert_allclose(columns["v"], [month + day / 100 for month, day in dates])
     # Days or months first: the user can say it.
     rows = "".join(f"{month:02}/01/2020,{month}.5\n" for month in (2, 3, 1))
     with pytest.raises(SegueError, match="give when_format="):
@@ -98,7 +98,7 @@ def test_what_says_when(tmp_path: Path) -> None:
     assert values("0.5,1.5\n1.5,1.5\n") == ["x1=0.5", "x2=1.5", "x1=1.5", "x2=1.5"]  # no count of rows
 
 
-def test_numbers_as_people_write_them(tmp_path: Path) -> None:
+def test_numbers_in_common_spellings_are_read(tmp_path: Path) -> None:
     for cells, expected in ((["1,234.50", "999.5", "-2,000"], [1234.5, 999.5, -2000]), (["1,234", "999"], [1234, 999]),
                             (["1,234,567", "1,000,000"], [1234567, 1e6]), (["1.234,5", "999,5"], [1234.5, 999.5]),
                             (["1,5", "2,25"], [1.5, 2.25]), (["0,123", "1,234"], [0.123, 1.234]),
@@ -120,29 +120,29 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     ("clicks.csv", "user,item,rating,date\n1,2,4.5,2020-01-01\n1,3,3.5,2020-01-02\n2,2,1.0,2020-01-03\n", "events"),
     ("class.ts", "@Data()\nexport class A {\n  x: number = 1.5;\n}\n", "code"),
 ])
-def test_what_is_a_series_and_what_is_none(tmp_path: Path, name: str, text: str, kind: str) -> None:
+def test_only_measured_tables_are_series(tmp_path: Path, name: str, text: str, kind: str) -> None:
     (tmp_path / name).write_text(text)
     assert read(tmp_path / name).kind.name == kind
 
 
-def test_levels_are_of_all_numbers() -> None:
+def test_levels_cover_all_numbers() -> None:
     codec = SERIES.codec(of([[str(number) for number in range(250_000)]], kind="series"))
     assert abs(float(codec.decode(codec.encode(["249000"]))[0]) - 249_000) < 3000
 
 
-def test_files_are_read_as_a_model_needs_them(files: dict[str, Path], tmp_path: Path) -> None:
+def test_files_are_read_with_the_models_columns(files: dict[str, Path], tmp_path: Path) -> None:
     codec = SERIES.codec(read(files["several.csv"]))
     (tmp_path / "more.csv").write_text('wet,date,heat,"dry, cold"\n1,2020-01-01,2.5,3\n')
     options = SERIES.reading(codec)
     assert read(tmp_path / "more.csv", **options)[0].object == ["heat=2.5", "wet=1"]
     assert read(tmp_path / "more.csv", columns=["dry, cold"])[0].object == ["3"]
     assert read(tmp_path / "more.csv", columns="wet,heat")[0].object == ["wet=1", "heat=2.5"]
-    plain = read(files["plain.csv"])
-    assert read(files["plain.csv"], **SERIES.reading(plain.codec()))[0].object == plain[0].object
+    original = read(files["plain.csv"])
+    assert read(files["plain.csv"], **SERIES.reading(original.codec()))[0].object == original[0].object
     assert SERIES.reading(SERIES.codec(read(files["one.csv"]))) == {"column": "value"}
 
 
-def test_a_damaged_array_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_damaged_array_is_one_error_line(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(b'\x93NUMPY\x01\x00v\x00{"descr": ( \n' + b" " * 120)
     for kind in (None, "series", "events"):
         with pytest.raises(SegueError, match=r"a\.npy"):
@@ -166,15 +166,15 @@ def test_arrays_and_packed_files(tmp_path: Path) -> None:
     assert read(tmp_path / "one.csv.gz").kind is SERIES
 
 
-@pytest.mark.parametrize(("name", "text", "why"), [
+@pytest.mark.parametrize(("name", "text", "reason"), [
     ("cut.ts", "@problemName x\n@univariate true\n", "no line @data"),
     ("bad.ts", "@data\n1,x,3\n", "line 2: 'x' is no number"),
     ("empty.csv", "", "the file is empty"),
     ("words.csv", "a,b\nx,y\nz,w\n", "there are no numbers here"),
 ])
-def test_what_cannot_be_read_is_told(tmp_path: Path, name: str, text: str, why: str) -> None:
+def test_unreadable_files_give_the_reason(tmp_path: Path, name: str, text: str, reason: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(SegueError, match=why):
+    with pytest.raises(SegueError, match=reason):
         list(SERIES.read(tmp_path / name))
 
 
@@ -185,8 +185,8 @@ def test_a_model_of_one_column_finds_it_among_others(tmp_path: Path) -> None:
     (tmp_path / "renamed.csv").write_text("date,heat\n2020-01-01,7.5\n2020-01-02,8.5\n")
     data = read(tmp_path / "one.csv")
     data.save(tmp_path / "saved")
-    for each in (data, data.open(tmp_path / "saved")):
-        codec = SERIES.codec(each)
+    for form in (data, data.open(tmp_path / "saved")):
+        codec = SERIES.codec(form)
         codec.save(tmp_path / "codec")
         options = SERIES.reading(type(codec).load(tmp_path / "codec"))
         assert read(tmp_path / "wide.csv", **options)[0].object == ["3.5", "4.5"]
@@ -197,13 +197,13 @@ def test_a_model_of_one_column_finds_it_among_others(tmp_path: Path) -> None:
             read(tmp_path / "other.csv", **options)
 
 
-def test_arrays_are_loaded_whole_or_refused(tmp_path: Path) -> None:
+def test_truncated_arrays_are_refused(tmp_path: Path) -> None:
     values = np.arange(12, dtype=">f4").reshape(4, 3)
     for name, array in (("c", values), ("fortran", np.asfortranarray(values))):
         np.save(tmp_path / f"{name}.npy", array)
         assert read(tmp_path / f"{name}.npy", kind="series")[0].object[:4] == ["x1=0", "x2=1", "x3=2", "x1=3"]
-    whole = (tmp_path / "c.npy").read_bytes()
-    (tmp_path / "cut.npy").write_bytes(whole[:-5])
+    content = (tmp_path / "c.npy").read_bytes()
+    (tmp_path / "cut.npy").write_bytes(content[:-5])
     with pytest.raises(SegueError, match="the file was cut: it has 10 of 12 values"):
         read(tmp_path / "cut.npy", kind="series")
     np.save(tmp_path / "none.npy", np.zeros((0, 3)))
@@ -220,40 +220,40 @@ numbers = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=400)
 
 @settings(max_examples=40, deadline=None)
 @given(numbers, st.integers(2, 40))
-def test_levels_are_near_and_exact_where_there_are_few(values: list[float], levels: int) -> None:
+def test_levels_are_close_and_exact_for_few_values(values: list[float], levels: int) -> None:
     array = np.array(values)
     codec = LevelCodec({"": levels_of(array, levels)})
     obj = as_elements({"": array})
     check_codec(codec, [obj])
-    said = np.array(codec.decode(codec.encode(obj)), dtype=float)
+    decoded = np.array(codec.decode(codec.encode(obj)), dtype=float)
     if len(np.unique(array)) <= 2 * levels:
-        np.testing.assert_allclose(said, array, rtol=1e-6, atol=1e-30)
+        np.testing.assert_allclose(decoded, array, rtol=1e-6, atol=1e-30)
     else:  # nearest of the levels, which are closer than an even grid of half their number over the range
         width = 1.5 * np.ptp(array) / max(levels // 2 - 1, 1)
-        assert np.abs(said - array).max() <= max(width, 1e-6)
+        assert np.abs(decoded - array).max() <= max(width, 1e-6)
 
 
-def test_columns_that_a_model_left_out_are_missing() -> None:
-    whole = as_columns(["a=1", "b=2", "a=3", "a=4", "b=5", "b=6"])
-    np.testing.assert_array_equal(whole["a"], [1, 3, 4, np.nan])
-    np.testing.assert_array_equal(whole["b"], [2, np.nan, 5, 6])
+def test_columns_left_out_by_a_model_are_missing_values() -> None:
+    columns = as_columns(["a=1", "b=2", "a=3", "a=4", "b=5", "b=6"])
+    np.testing.assert_array_equal(columns["a"], [1, 3, 4, np.nan])
+    np.testing.assert_array_equal(columns["b"], [2, np.nan, 5, 6])
 
 
-def test_a_model_learns_a_wave_and_goes_on(tmp_path: Path) -> None:
+def test_a_model_learns_and_continues_a_wave(tmp_path: Path) -> None:
     time = np.arange(3000)
     wave = np.stack([np.sin(time / 4), np.cos(time / 4)], 1).round(1)
     np.save(tmp_path / "wave.npy", wave)
     model = segue.fit(tmp_path / "wave.npy", steps=100, quiet=True, mixer="gru", width=48)
     prime = as_elements({"x1": wave[:100, 0], "x2": wave[:100, 1]})
     answer = model.continue_(prime, n=40, decoder="greedy")
-    said = as_columns(answer.value)
-    assert np.abs(said["x1"] - wave[100:120, 0]).mean() < 0.25
+    continuation = as_columns(answer.value)
+    assert np.abs(continuation["x1"] - wave[100:120, 0]).mean() < 0.25
     answer.save(tmp_path / "more.csv")
     assert read(tmp_path / "more.csv")[0].object[:200] == prime
     assert answer.text.startswith("x1=")
 
 
-def test_what_is_typed_becomes_elements() -> None:
+def test_typed_numbers_become_elements() -> None:
     assert SERIES.normalise("1.50, 2 nan") == ["1.5", "2", "nan"]
     assert SERIES.normalise(np.array([0.25, -1.0])) == ["0.25", "-1"]
     assert SERIES.normalise("a=1.0 b=2") == ["a=1", "b=2"]
@@ -276,7 +276,7 @@ WIDE = {
 
 
 @pytest.mark.parametrize("name", WIDE)
-def test_tables_with_a_column_a_moment(tmp_path: Path, name: str) -> None:
+def test_tables_with_a_column_per_moment_are_read(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(WIDE[name])
     data = segue.read(tmp_path / name)
     assert data.kind.name == "series" and len(data) == 12 and data.problems.note.startswith("a row a series, named by")

@@ -42,8 +42,8 @@ def zipped(files: dict[str, str | bytes]) -> bytes:
     return box.getvalue()
 
 
-def taped(files: dict[str, str | bytes], how: str) -> bytes:
-    with tarfile.open(fileobj=(box := io.BytesIO()), mode=how) as archive:
+def taped(files: dict[str, str | bytes], mode: str) -> bytes:
+    with tarfile.open(fileobj=(box := io.BytesIO()), mode=mode) as archive:
         for name, content in files.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(content.encode() if isinstance(content, str) else content)
@@ -97,17 +97,17 @@ def test_an_archive_cannot_write_outside_or_fill_the_disk(tmp_path: Path, monkey
     monkeypatch.setattr(packed, "LEAST", 1 << 20)
     with pytest.raises(SegueError, match="200 times its size"):
         read(put(tmp_path / "bomb.zip", zipped({"z.txt": b"0" * (1 << 23)})))
-    for name, content, says in (("n.zip", zipped({}), "no file to read"),
-                                ("cut.tgz", taped(CORPUS, "w:gz")[:-60], "cut"),
-                                ("n.docx", zipped({"[Content_Types].xml": ""}), "Office"),
-                                ("in.zip", zipped({"in.zip": zipped(CORPUS)}), "a zip archive; give a file in it"),
-                                ("plain.tar", b"no archive", "damaged")):
-        with pytest.raises(SegueError, match=says):
+    for name, content, message in (("n.zip", zipped({}), "no file to read"),
+                                   ("cut.tgz", taped(CORPUS, "w:gz")[:-60], "cut"),
+                                   ("n.docx", zipped({"[Content_Types].xml": ""}), "Office"),
+                                   ("in.zip", zipped({"in.zip": zipped(CORPUS)}), "a zip archive; give a file in it"),
+                                   ("plain.tar", b"no archive", "damaged")):
+        with pytest.raises(SegueError, match=message):
             read(put(tmp_path / name, content))
 
 
 @pytest.mark.parametrize("magic", FOREIGN)
-def test_what_is_of_no_kind_is_named(tmp_path: Path, magic: bytes) -> None:
+def test_files_of_no_kind_are_named(tmp_path: Path, magic: bytes) -> None:
     with pytest.raises(SegueError, match=FOREIGN[magic].split(":")[0].replace("(", ".").replace(")", ".")):
         read(put(tmp_path / "a.bin", magic + bytes(300)))
 
@@ -115,7 +115,7 @@ def test_what_is_of_no_kind_is_named(tmp_path: Path, magic: bytes) -> None:
 GENE = b'chr1\tHAVANA\texon\t1\t90\t.\t+\t.\tgene_id "E1";\n'
 
 
-@pytest.mark.parametrize("content, says", [
+@pytest.mark.parametrize("content, message", [
     (b"(dp0\nVtrain\np1\n(lp2\nI1\na.", "a pickle"), (b"cnumpy.core.multiarray\n_reconstruct\np0\n(c", "a pickle"),
     (zipped({"a/data.pkl": b"\x80\2"}), "a pickle"), (bytes(4) + b"ftypM4A ", "WAV with ffmpeg"),
     (bytes(4) + b"ftypheic", "HEIC"), (bytes(128) + b"DICM", "DICOM"), (bytes(512) + b"\x89HDF", "save it with -v7"),
@@ -124,8 +124,8 @@ GENE = b'chr1\tHAVANA\texon\t1\t90\t.\t+\t.\tgene_id "E1";\n'
     (b"track type=bedGraph\nchr1\t0\t9\t0.5\n", "a track of a genome"), (b"<?xml ?>\n<museScore>", "MusicXML"),
     (b">MA1\tX\nA  [ 0 3 ]\nC  [ 1 2 ]\n", "counts of motifs"),
     (b"%%MatrixMarket matrix array real general\n1 1\n2\n", "a dense matrix")])
-def test_what_is_no_text_is_named(tmp_path: Path, content: bytes, says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_binary_files_are_not_read_as_text(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         read(put(tmp_path / ("a.pt" if content[:2] == b"PK" else "a.xyz"), content))
     assert read(put(tmp_path / "b.gff", b"##gff-version 3\na\tb\n##FASTA\n>a\nACGTTGCA\n")).kind.name == "dna"
 
@@ -134,7 +134,7 @@ CHAT = [{"role": "user", "content": "Who wrote it?"}, {"role": "assistant", "con
 SAID = "user: Who wrote it?\nassistant: Nobody\nknows."
 
 
-@pytest.mark.parametrize("rows, says, note", [
+@pytest.mark.parametrize("rows, expected, note", [
     ([{"messages": CHAT, "id": 1}], SAID, "said by=messages.role, field=messages.content; not read: id"),
     ([{"conversations": [{"from": turn["role"], "value": turn["content"]} for turn in CHAT]}], SAID,
      "said by=conversations.from, field=conversations.value"),
@@ -151,17 +151,17 @@ SAID = "user: Who wrote it?\nassistant: Nobody\nknows."
     ([{"text": "all of it", "answer": "no"}], "all of it", "field=text; not read: answer"),
     (["a text", "another"], "a text", "field=text"),
 ])
-def test_dialogues_and_answers_are_one_text(tmp_path: Path, rows: list, says: str, note: str) -> None:
+def test_dialogues_and_answers_are_one_text(tmp_path: Path, rows: list, expected: str, note: str) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    ways = [("a.jsonl", lines), ("b.jsonl", "\ufeff" + lines), ("c.json", json.dumps(rows)),
-            ("d.json", "\ufeff" + json.dumps(rows, indent=2))]
-    for name, content in ways:
+    files = [("a.jsonl", lines), ("b.jsonl", "\ufeff" + lines), ("c.json", json.dumps(rows)),
+             ("d.json", "\ufeff" + json.dumps(rows, indent=2))]
+    for name, content in files:
         data = read(put(tmp_path / name, content), kind="text")
-        assert texts(data)[0] == says and len(data) == len(rows) and data.problems.note == note
+        assert texts(data)[0] == expected and len(data) == len(rows) and data.problems.note == note
         assert read(tmp_path / name).kind.name == "text"
     if isinstance(rows[0], dict) and len(rows[0]) > 1 and "n" not in rows[0]:
         parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "e.parquet")
-        assert texts(read(tmp_path / "e.parquet"))[0] == says
+        assert texts(read(tmp_path / "e.parquet"))[0] == expected
 
 
 def test_fields_may_be_several(tmp_path: Path) -> None:
@@ -186,64 +186,64 @@ def test_lists_of_items_are_sequences(tmp_path: Path, name: str, content: str | 
     assert data.kind.name == "events" and [record.object for record in data] == [["3", "1", "2"], ["3", "3"]]
 
 
-def test_arrays_of_other_things_are_refused(tmp_path: Path) -> None:
-    for array, says in ((np.ones((2, 2, 1, 1)), "float64 of 4 axes"), (np.ones((1, 1, 1), int), "of 3 axes"),
-                        (np.array([[1], 2], dtype=object), "Python objects, a pickle")):
+def test_arrays_of_other_shapes_are_refused(tmp_path: Path) -> None:
+    for array, message in ((np.ones((2, 2, 1, 1)), "float64 of 4 axes"), (np.ones((1, 1, 1), int), "of 3 axes"),
+                           (np.array([[1], 2], dtype=object), "Python objects, a pickle")):
         np.save(tmp_path / "a.npy", array)
-        with pytest.raises(SegueError, match=says):
+        with pytest.raises(SegueError, match=message):
             read(tmp_path / "a.npy")
     rows = np.array([[3, 1], [2, 2]])
     np.save(tmp_path / "a.npy", rows)
     assert [record.object for record in read(tmp_path / "a.npy")] == [["3", "1"], ["2", "2"]]
 
 
-def test_events_within_an_object(tmp_path: Path) -> None:
+def test_events_within_a_json_object_are_read(tmp_path: Path) -> None:
     """What an interface of the web sends: a table within an object, its times written out."""
-    events = [{"user_id": who, "event": what, "time": f"2024-01-01T00:00:{second:02}Z"}
-              for who, what, second in (("ann", "open", 9), ("bob", "open", 2), ("ann", "close", 4))]
+    events = [{"user_id": user, "event": action, "time": f"2024-01-01T00:00:{second:02}Z"}
+              for user, action, second in (("ann", "open", 9), ("bob", "open", 2), ("ann", "close", 4))]
     data = read(put(tmp_path / "a.json", json.dumps({"events": events})), kind="events")
     assert {record.name: record.object for record in data} == {"ann": ["close", "open"], "bob": ["open"]}
-    lines = "".join(json.dumps({"user": who, "events": [event for event in events if event["user_id"] == who]}) + "\n"
-                    for who in ("ann", "bob"))
+    lines = "".join(json.dumps({"user": user, "events": [event for event in events if event["user_id"] == user]}) + "\n"
+                    for user in ("ann", "bob"))
     data = read(put(tmp_path / "b.jsonl", lines.replace("user_id", "session_kept")))
     assert {record.name: record.object for record in data} == {"ann": ["close", "open"], "bob": ["open"]}
     assert data[0].channels["gap"].tolist() == [0, 5]
 
 
-def test_columns_within_columns_of_parquet(tmp_path: Path) -> None:
-    rows = [{"user": {"id": who}, "event": {"item": what, "at": {"time": when}}}
-            for who, what, when in (("ann", "tea", 3), ("bob", "tea", 1), ("ann", "milk", 2))]
+def test_nested_parquet_columns_are_read(tmp_path: Path) -> None:
+    rows = [{"user": {"id": user}, "event": {"item": item, "at": {"time": time}}}
+            for user, item, time in (("ann", "tea", 3), ("bob", "tea", 1), ("ann", "milk", 2))]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     data = read(tmp_path / "a.parquet")
     assert {record.name: record.object for record in data} == {"ann": ["milk", "tea"], "bob": ["tea"]}
     assert data.problems.note == "who=user.id, what=event.item, when=event.at.time (1 to 3)"
 
 
-def test_tables_without_a_header_that_mislead(tmp_path: Path) -> None:
+def test_misleading_tables_without_header_are_read(tmp_path: Path) -> None:
     clicks = "".join(f"{i // 2},2014-04-07T10:5{i}:00.046Z,21453650{i % 2},0\n" for i in range(4))
     data = read(put(tmp_path / "clicks.dat", clicks))
     assert data.problems.note == "who=1, what=3, when=2 (2014-04-07 10:50:00 to 2014-04-07 10:53:00); not read: 4"
     assert data[0].object == ["214536500", "214536501"]
-    said = "the weather is fine and we go out"
-    tweets = "".join(f'"{4 * (i % 2)}","{1467810369 + i}","NO_QUERY","user{i}","{said} {i}"\n' for i in range(9))
-    assert texts(read(put(tmp_path / "tweets.csv", tweets)))[0] == said + " 0"
+    sentence = "the weather is fine and we go out"
+    tweets = "".join(f'"{4 * (i % 2)}","{1467810369 + i}","NO_QUERY","user{i}","{sentence} {i}"\n' for i in range(9))
+    assert texts(read(put(tmp_path / "tweets.csv", tweets)))[0] == sentence + " 0"
     measured = "".join(f"{i % 2 + 1}\t0.{i}1\t-0.{i}2\t0.{i}3\n" for i in range(9))
     first = "".join(f"{1700000000 + i},u{i % 2},{'ab'[i % 2]}{i % 4}\n" for i in range(9))
-    told = "who=2, what=3, when=1 (2023-11-14 22:13:20 to 2023-11-14 22:13:28)"
-    assert read(put(tmp_path / "first.csv", first)).problems.note == told
+    note = "who=2, what=3, when=1 (2023-11-14 22:13:20 to 2023-11-14 22:13:28)"
+    assert read(put(tmp_path / "first.csv", first)).problems.note == note
     hours = "date,HUFL,OT\n2016-07-01 00:00,5.8,30.5\n2016-07-01 01:00,5.6,27.7\n"
-    for name, rows, says in (("a.jsonl", '{"values": [0.5, 1.25]}\n' * 3, "holds measured numbers"),
-                             ("a.json", "[[0.5, 1], [2, 2]]", "holds measured numbers"),
-                             ("ucr.tsv", measured, "2 holds measured numbers"),
-                             ("hours.csv", hours, "its numbers are measured: read them with kind=series")):
+    for name, rows, message in (("a.jsonl", '{"values": [0.5, 1.25]}\n' * 3, "holds measured numbers"),
+                                ("a.json", "[[0.5, 1], [2, 2]]", "holds measured numbers"),
+                                ("ucr.tsv", measured, "2 holds measured numbers"),
+                                ("hours.csv", hours, "its numbers are measured: read them with kind=series")):
         assert read(put(tmp_path / name, rows)).kind.name == ("rows" if name == "ucr.tsv" else "series")
-        with pytest.raises(SegueError, match=says):
+        with pytest.raises(SegueError, match=message):
             read(tmp_path / name, kind="events")
     twice = read(put(tmp_path / "twice.csv", "user,item,item,time\nann,tea,1,3\nann,milk,1,2\n"))
     assert twice[0].object == ["milk", "tea"] and twice.problems.note.endswith("not read: item (2)")
 
 
-def test_a_molecule_a_line(tmp_path: Path) -> None:
+def test_molecules_a_line_are_read(tmp_path: Path) -> None:
     path = put(tmp_path / "a.smi", "CCO ethanol\nc1ccccc1\tbenzene ring\n\nO\n")
     data = read(path)
     assert [record.object for record in data] == ["CCO", "c1ccccc1", "O"] and data[1].name.endswith(":benzene ring")
@@ -293,23 +293,26 @@ AMINO = GENBANK.replace("24 bp    DNA  ", "24 aa         ").replace("acgtacgtac 
     ("a.phy", " 2 10\nMesohippusACGTACGTAC\nHypohippusACGTACGTAA\n", "dna", ["ACGTACGTAC", "ACGTACGTAA"]),
     ("a.dna", SNAPGENE, "dna", ["ACGTACGTACGT"]),
 ])
-def test_flat_files_of_biology(tmp_path: Path, name: str, content: str | bytes, kind: str, letters: list[str]) -> None:
+def test_flat_files_of_biology_are_read(tmp_path: Path, name: str, content: str | bytes, kind: str,
+                                        letters: list[str]) -> None:
     pytest.importorskip("Bio")
     data = read(put(tmp_path / name, content))
     assert data.kind.name == kind and [record.object for record in data] == letters and not data.problems
 
 
-def test_chains_of_other_molecules_are_told(tmp_path: Path) -> None:
+def test_chains_of_other_molecules_are_reported(tmp_path: Path) -> None:
     pytest.importorskip("Bio")
     data = read(put(tmp_path / "a.pdb", CHAINS))
     assert [record.object for record in data] == ["MS"] and "no chain of amino acids" in str(data.problems[0])
 
 
-def test_flat_files_that_are_none(tmp_path: Path) -> None:
+def test_malformed_flat_files_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("Bio")
-    for name, content, says in (("a.embl", EMBL.replace("     acgt", "XX\n     acgt"), "no EMBL file that Biopython"),
-                                ("a.aln", "CLUSTAL W\n\none   AC\ntwo   ACGT TT GG\n", "4 is not a name and letters")):
-        with pytest.raises(SegueError, match=says):
+    for name, content, message in (("a.embl", EMBL.replace("     acgt", "XX\n     acgt"),
+                                    "no EMBL file that Biopython"),
+                                   ("a.aln", "CLUSTAL W\n\none   AC\ntwo   ACGT TT GG\n",
+                                    "4 is not a name and letters")):
+        with pytest.raises(SegueError, match=message):
             read(put(tmp_path / name, content), kind="dna")
     empty = read(put(tmp_path / "r.fastq", "@a\nAC\n+\nII\n@trimmed\n\n+\n\n@b\nGT\n+\nII\n"))
     assert [record.object for record in empty] == ["AC", "GT"] and "no letters" in str(empty.problems[0])
@@ -319,7 +322,7 @@ def test_flat_files_that_are_none(tmp_path: Path) -> None:
     assert read(put(tmp_path / "e.csv", "user,event\n" + events)).kind.name == "events"
 
 
-def test_items_are_typed_with_signs_between_or_blanks() -> None:
+def test_typed_items_are_split_at_signs_or_blanks() -> None:
     normalise = KINDS["events"].normalise
     assert normalise("a b  c") == ["a", "b", "c"]
     for typed in ("Create Fine → Send Fine", "Create Fine, Send Fine", "Create Fine,Send Fine,"):
@@ -327,19 +330,19 @@ def test_items_are_typed_with_signs_between_or_blanks() -> None:
     assert normalise("Create Fine,") == ["Create Fine"]
 
 
-def test_typed_items_are_told_apart_by_those_there_are() -> None:
-    normalise, known = KINDS["events"].normalise, {"Create Fine", "Send Fine", "Send", "Pay, then go", "Pay"}
-    assert normalise("Create Fine", known) == ["Create Fine"]
-    assert normalise("Create Fine Send Send Fine", known) == ["Create Fine", "Send", "Send Fine"]
-    assert normalise("Create Fine, Send it back → Pay, then go", known) == ["Create Fine", "Send it back",
-                                                                            "Pay, then go"]
-    assert normalise("Pay it", known) == ["Pay", "it"] and normalise("", known) == []
+def test_typed_items_are_split_by_known_items() -> None:
+    normalise, known_items = KINDS["events"].normalise, {"Create Fine", "Send Fine", "Send", "Pay, then go", "Pay"}
+    assert normalise("Create Fine", known_items) == ["Create Fine"]
+    assert normalise("Create Fine Send Send Fine", known_items) == ["Create Fine", "Send", "Send Fine"]
+    assert normalise("Create Fine, Send it back → Pay, then go", known_items) == ["Create Fine", "Send it back",
+                                                                                  "Pay, then go"]
+    assert normalise("Pay it", known_items) == ["Pay", "it"] and normalise("", known_items) == []
     assert normalise("012 3<:", {*"0123<:"}) == [*"0123<:"] and normalise("012", {"0", "12"}) == ["012"]
 
 
 def test_prose_that_begins_with_a_quotation_mark_of_mail_is_text(tmp_path: Path) -> None:
-    said = ">from the commercials , this looks like a mild tale\nin the end it is a dear old film .\n"
-    assert read(put(tmp_path / "said.txt", said * 5)).kind.name == "text"
+    text = ">from the commercials , this looks like a mild tale\nin the end it is a dear old film .\n"
+    assert read(put(tmp_path / "said.txt", text * 5)).kind.name == "text"
     blocks = ">a\n" + "MKLVAGTRWS ACDEFGHIKL MNPQRSTVWY\n" * 4
     assert read(put(tmp_path / "blocks.fa", blocks)).kind.name == "protein"
     peptides = "".join(f">p{i}\nMKLV\n" for i in range(9))
@@ -389,7 +392,7 @@ def test_tables_of_one_heading_are_of_one_kind(tmp_path: Path) -> None:
     assert "target.csv: skipped" in str(data.problems[0])
 
 
-def test_what_is_said_of_each_letter_is_no_sequence(tmp_path: Path) -> None:
+def test_per_letter_annotations_are_no_sequences(tmp_path: Path) -> None:
     names = [f"P{i}" for i in range(9)]
     put(tmp_path / "sequences.fasta", "".join(f">{name}\n{'MKTAYIAKQRQISFVKSHFW' * 3}{name}EE\n" for name in names))
     put(tmp_path / "sampled.fasta", "".join(f">{name} SET=train\n{'CCHHHHHHCCEEEEEECCCC' * 3}CCCC\n" for name in names))
@@ -400,15 +403,15 @@ def test_what_is_said_of_each_letter_is_no_sequence(tmp_path: Path) -> None:
     assert all("skipped: a letter or digit for each residue of " in str(problem) for problem in data.problems)
 
 
-def test_clicks_with_milliseconds_beside_their_day(tmp_path: Path) -> None:
+def test_click_times_of_milliseconds_and_days_are_read(tmp_path: Path) -> None:
     rows = [(1, "c", 526309, "09"), (1, "b", 75848, "09"), (2, "c", 990, "10"), (1, "a", 7, "09"), (2, "a", 12, "10")]
     data = read(put(tmp_path / "views.csv", "session_id;user_id;item_id;timeframe;eventdate\n" + "".join(
-        f"{who};NA;{item};{at};2016-05-{day}\n" for who, item, at, day in rows * 4)))
+        f"{user};NA;{item};{at};2016-05-{day}\n" for user, item, at, day in rows * 4)))
     assert "who=session_id, what=item_id, when=eventdate timeframe (2016-05-09 00:00:00 to" in data.problems.note
     assert "".join(data[0].object) == "aaaabbbbcccc" and data[0].channels["gap"].tolist()[4] == pytest.approx(75.841)
 
 
-def test_a_notebook_is_what_was_typed(tmp_path: Path) -> None:
+def test_a_notebook_is_read_as_its_cells(tmp_path: Path) -> None:
     cells = [{"cell_type": "markdown", "source": ["# Title\n", "words"]},
              {"cell_type": "code", "source": "x = 1", "outputs": [{"data": {"image/png": "iVBORw0KGgo" * 99}}]}]
     data = read(put(tmp_path / "a.ipynb", json.dumps({"cells": cells, "nbformat": 4}, indent=1)))
@@ -417,7 +420,7 @@ def test_a_notebook_is_what_was_typed(tmp_path: Path) -> None:
         read(put(tmp_path / "b.ipynb", "{}" * 20))
 
 
-def test_one_long_line_is_looked_at_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_long_line_is_inspected_a_bounded_number_of_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its words may be the columns of a table, to all of which each kind has a look."""
     looks, column = list[str](), Look.column
     monkeypatch.setattr(Look, "column", lambda self, name: looks.append(name) or column(self, name))
@@ -434,8 +437,8 @@ def test_logs_in_the_encoding_that_they_name(tmp_path: Path) -> None:
         assert segue.read(tmp_path / "log.xes")[0].object == ["über", "ein"]
     (tmp_path / "log.xes").write_bytes(log.format("UTF-8").encode("latin-1"))
     assert segue.read(tmp_path / "log.xes", encoding="latin-1")[0].object == ["über", "ein"]
-    for told in ("klingon", "utf-7"):
-        (tmp_path / "log.xes").write_bytes(log.format(told).encode("latin-1"))
+    for encoding in ("klingon", "utf-7"):
+        (tmp_path / "log.xes").write_bytes(log.format(encoding).encode("latin-1"))
         with pytest.raises(SegueError, match="XES"):
             segue.read(tmp_path / "log.xes")
 
@@ -458,7 +461,7 @@ def test_series_with_gaps_in_lists_and_a_number_a_line(tmp_path: Path) -> None:
     assert segue.read(tmp_path / "lines.txt").kind.name == "text"
 
 
-def test_columns_take_turns_as_in_the_file(tmp_path: Path) -> None:
+def test_columns_of_a_series_alternate_in_file_order(tmp_path: Path) -> None:
     (tmp_path / "wide.csv").write_text("step,heat,wet\n" + "".join(
         f"{i},{i / 7:.2f},{0.5 + i % 2}\n" for i in range(60)))  # of the second column few numbers come often
     data = segue.read(tmp_path / "wide.csv")
@@ -469,7 +472,7 @@ def test_columns_take_turns_as_in_the_file(tmp_path: Path) -> None:
 RIVER = ["The river is high today.", "Nobody went to the mill.", "A boat was lost at night.", "It rained for days."]
 
 
-@pytest.mark.parametrize("value, said, label", [
+@pytest.mark.parametrize("value, expected, label", [
     ({"train": [[text, "ab"[i % 2]] for i, text in enumerate(RIVER)], "val": [[RIVER[0], "a"]]}, RIVER[0], "a"),
     ({"P1": [{"tokens": RIVER[0].split(), "h": ["a"]}] * 3, "P2": [{"tokens": ["A", "boat"]}] * 3}, RIVER[0], "P1"),
     ({"text": RIVER, "label": [0, 1, 1, 0]}, RIVER[0], "0"),
@@ -482,32 +485,32 @@ RIVER = ["The river is high today.", "Nobody went to the mill.", "A boat was los
     ({"name": "x", "dependencies": {"a": "1"}, "files": ["a", "b"]}, None, None),
     ({"menu": {"open": "Open"}, "dialog": {"ok": "Yes", "no": "No"}}, None, None),
 ])
-def test_tables_within_one_object_of_json(tmp_path: Path, value: dict, said: str | None, label: str | None) -> None:
-    for name, content in (("a.json", json.dumps(value)), ("b.json", json.dumps(value, indent=2)))[said is None :]:
+def test_tables_within_one_object_of_json(tmp_path: Path, value: dict, expected: str | None, label: str | None) -> None:
+    for name, content in (("a.json", json.dumps(value)), ("b.json", json.dumps(value, indent=2)))[expected is None :]:
         path = put(tmp_path / name, content)
         data = read(path, classes="")
-        assert data.kind.name == "text" and texts(data)[0] == (content if said is None else said)
+        assert data.kind.name == "text" and texts(data)[0] == (content if expected is None else expected)
         assert class_in(data.name(0))[1] == (label or "") and len(read(path)) == len(data)
     long = json.dumps({"P1": [{"tokens": RIVER[0].split()}] * 2000, "P2": [{"tokens": ["A", "boat"]}] * 9})
     assert len(long) > HEAD and len(read(put(tmp_path / "long.json", long), classes="")) == 2009
 
 
-def test_classes_that_stand_one_behind_the_other(tmp_path: Path) -> None:
+def test_all_classes_of_files_sorted_by_class_are_found(tmp_path: Path) -> None:
     rows = {"oos_val": [["What is the sense of life?", "oos"]] * 60,
             "train": [[f"Please do the thing {i}.", f"thing {i // 20}"] for i in range(1200)]}
     data = read(put(tmp_path / "a.json", json.dumps(rows)), classes="")
     assert len({class_in(data.name(i))[1] for i in range(len(data))}) == 61
 
 
-def test_a_json_value_that_was_cut_says_what_it_said() -> None:
+def test_a_truncated_json_value_is_completed() -> None:
     value = {"a": [{"b": "x, ]y", "c": [1, 2]}, {"b": "\\\"", "c": []}], "d": 1}
     text = json.dumps(value)
-    found = [complete_prefix(text[:end]) for end in range(len(text))]
-    assert found[0] is None and found[-1] == {"a": value["a"]} and {"a": [{"b": "x, ]y"}]} in found
+    results = [complete_prefix(text[:end]) for end in range(len(text))]
+    assert results[0] is None and results[-1] == {"a": value["a"]} and {"a": [{"b": "x, ]y"}]} in results
     assert complete_prefix('"a", 1') is None and complete_prefix("]],") is None
 
 
-def test_parts_of_a_message_are_its_text(tmp_path: Path) -> None:
+def test_parts_of_a_message_are_joined_to_text(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "x"}}]
     row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "A cat."}]}
     data = read(put(tmp_path / "a.jsonl", json.dumps(row) + "\n"))
@@ -543,19 +546,19 @@ def test_parts_of_a_message_are_its_text(tmp_path: Path) -> None:
     ("kmers.tsv", "sequence\tlabel\n" + "".join(f"ACGTA CGTAC GTACG {'TACGA' if i % 2 else 'TACGG'}\t{i % 2}\n"
                                               for i in range(6)), "dna", "ACGTACGG", "0"),
 ])
-def test_classes_in_files_of_other_makers(tmp_path: Path, name: str, content: str, kind: str, letters: str,
-                                          label: str) -> None:
+def test_classes_in_other_formats_are_read(tmp_path: Path, name: str, content: str, kind: str, letters: str,
+                                           label: str) -> None:
     data = read(put(tmp_path / name, content), classes="")
-    found = data[0].object
-    assert data.kind.name == kind and (found.decode() if isinstance(found, bytes) else found) == letters
+    result = data[0].object
+    assert data.kind.name == kind and (result.decode() if isinstance(result, bytes) else result) == letters
     assert class_in(data.name(0))[1] == label
     assert len({class_in(data.name(i))[1] for i in range(len(data))}) > 1
 
 
-def test_columns_of_weka_may_be_named_far_on(tmp_path: Path) -> None:
-    many = ", ".join(f"row-{i}" for i in range(HEAD // 8))
+def test_long_weka_headers_are_read(tmp_path: Path) -> None:
+    row_names = ", ".join(f"row-{i}" for i in range(HEAD // 8))
     rows = "".join(f"row-{i},{','.join('ACGT' * 6)},x\n" for i in range(5))
-    text = f"@relation x\n@attribute id {{{many}}}\n" + "".join(f"@attribute p{i} {{A}}\n" for i in range(24))
+    text = f"@relation x\n@attribute id {{{row_names}}}\n" + "".join(f"@attribute p{i} {{A}}\n" for i in range(24))
     data = read(put(tmp_path / "a.arff", f"{text}@attribute class {{x}}\n@DATA\n{rows}"))
     assert data.kind.name == "dna" and len(data) == 5 and data[0].object == "ACGT" * 6
 
@@ -575,14 +578,14 @@ def test_columns_of_weka_may_be_named_far_on(tmp_path: Path) -> None:
     ("g.tsv", "8-mer\tscore\n" + "".join(f"ACGTACG{base}\t0.{i}\n" for i, base in enumerate("ACGT")), "dna",
      [f"ACGTACG{base}" for base in "ACGT"]),
 ])
-def test_letters_as_they_are_saved_elsewhere(tmp_path: Path, name: str, content: str, kind: str,
-                                             letters: list[str]) -> None:
+def test_letters_in_other_formats_are_read(tmp_path: Path, name: str, content: str, kind: str,
+                                           letters: list[str]) -> None:
     pytest.importorskip("Bio")
     data = read(put(tmp_path / name, content))
     assert data.kind.name == kind and [record.object for record in data] == letters and not data.problems
 
 
-def test_words_are_no_letters_of_a_sequence(tmp_path: Path) -> None:
+def test_words_are_not_read_as_sequence_letters(tmp_path: Path) -> None:
     for name, words in (("a.txt", "aardvark\nabacus\n" * 9), ("b.txt", "x" * 500), ("c.txt", "ATTACK AT DAWN\n" * 9),
                         ("d.txt", "CAT\nTAG\nACT\n" * 9)):
         assert read(put(tmp_path / name, words)).kind.name == "text"
@@ -597,7 +600,7 @@ def test_words_are_no_letters_of_a_sequence(tmp_path: Path) -> None:
     ("cp1254", "Bugün İstanbul'da yağmur yağıyor, şemsiyeni aç."),
     ("cp1250", "Hűvös szél fújt, az ősz közeledett; gyümölcsöt szedtünk és főztünk."),
     ("latin-1", "È la città più bella, perché no? Sì, però."), ("cp1252", "“Spam,” he said – “every day” – and went.")])
-def test_letters_amid_markup_tell_the_encoding(tmp_path: Path, encoding: str, text: str) -> None:
+def test_encodings_are_detected_amid_markup(tmp_path: Path, encoding: str, text: str) -> None:
     page = "".join(f"<p class='{i}'><a href='http://example.org/{i}'>{text}</a></p>\n" for i in range(9))
     data = read(put(tmp_path / "a.txt", page.encode(encoding)))
     assert texts(data) == [page] and f"read as {encoding} (encoding=" in data.problems.description
@@ -639,7 +642,7 @@ def test_what_is_true_of_some_files_only_says_of_how_many(tmp_path: Path) -> Non
         read(tmp_path / "c.txt")
 
 
-def test_texts_of_before_unicode_are_told_by_their_letters(tmp_path: Path) -> None:
+def test_legacy_encodings_are_detected_by_their_letters(tmp_path: Path) -> None:
     for encoding, text in (("cp1251", "Привет, как дела сегодня?"), ("shift_jis", "こんにちは世界。今日はいい天気。"),
                            ("gb18030", "我们不是在说这个人的一天。"), ("latin-1", "Ça va très bien, merci à tous.")):
         data = read(put(tmp_path / "a.txt", (text * 9).encode(encoding)))
@@ -692,24 +695,24 @@ LOG = '10.0.0.{0} - - [{2:%d/%b/%Y:%H:%M:%S} +0000] "GET /{1} HTTP/1.1" 200 512 
      "what=cs-uri-stem, who=c-ip, when=date time (*)"),
     ("rows.json", '{"next": null, "data": [', '{{"user": "{0}", "item": "{1}", "ts": "{2:%Y-%m-%dT%H:%M:%S}Z"}},',
      "who=user, what=item, when=ts (*)")])
-def test_events_as_others_write_them(tmp_path: Path, name: str, heading: str, row: str, note: str) -> None:
+def test_events_in_other_formats_are_read(tmp_path: Path, name: str, heading: str, row: str, note: str) -> None:
     days = (datetime(1970, 1, 1) - datetime(1899, 12, 30)).days
     lines = [heading] * bool(heading)
-    for who, what, when in BUYS:
-        seconds = when.replace(tzinfo=UTC).timestamp()
-        lines.append(row.format(who, what, when, seconds, seconds / 86400 + days))
+    for user, item, time in BUYS:
+        seconds = time.replace(tzinfo=UTC).timestamp()
+        lines.append(row.format(user, item, time, seconds, seconds / 86400 + days))
     if name.endswith(".json"):
         lines[-1] = lines[-1][:-1] + "]}"
     data = read(put(tmp_path / name, "\n".join(lines) + "\n"))
-    found = data.problems.note
+    result = data.problems.note
     assert data.kind.name == "events" and len(data) == 5 and data.total == 24
-    assert sorted(found.replace(SPAN, "*").split(", ")) == sorted(note.split(", "))
+    assert sorted(result.replace(SPAN, "*").split(", ")) == sorted(note.split(", "))
 
 
 @pytest.mark.parametrize("form", ["arrow", "stream", "feather", "orc"])
 def test_arrow_and_orc_are_read_as_parquet_is(tmp_path: Path, form: str) -> None:
-    table = pa.table({"user": [who for who, _, _ in BUYS], "item": [what for _, what, _ in BUYS],
-                      "time": pa.array([when for _, _, when in BUYS], pa.timestamp("ns" if form != "orc" else "us"))})
+    table = pa.table({"user": [user for user, _, _ in BUYS], "item": [item for _, item, _ in BUYS],
+                      "time": pa.array([time for _, _, time in BUYS], pa.timestamp("ns" if form != "orc" else "us"))})
     path = tmp_path / f"a.{form}"
     if form == "orc":
         orc.write_table(table, path)
@@ -819,7 +822,7 @@ def _series(row: str, of: int = 60) -> str:
     ("meteo.json", json.dumps({"elevation": 38.0, "hourly": {"time": [str(each) for each in CLOCK], "rain": WAVE,
                                                              "heat": WAVE}}), 1,
      "columns=hourly.rain,hourly.heat, when=hourly.time (*)")])
-def test_series_as_others_write_them(tmp_path: Path, name: str, content: str, series: int, note: str) -> None:
+def test_series_in_other_formats_are_read(tmp_path: Path, name: str, content: str, series: int, note: str) -> None:
     data = read(put(tmp_path / name, content))
     span = "2023-01-28 00:00:00 to 2023-01-28 14:45:00, every 0:15:00"
     assert (data.kind.name, len(data)) == ("series", series)
@@ -839,7 +842,7 @@ def test_arrays_of_windows_are_series(tmp_path: Path) -> None:
     assert len(read(tmp_path / "b.npy")) == 4 and len(read(tmp_path / "b.npy", rows=False)) == 1
 
 
-def test_what_biopython_doubts_is_told_and_not_printed(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_biopython_warnings_become_notes(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     pytest.importorskip("Bio")
     text = ("LOCUS       X            12 bp    DNA  linear   BCT 01-JAN-2020\nACCESSION   X\n"
             "FEATURES             Location/Qualifiers\n     CDS             1..6\n"
@@ -850,7 +853,7 @@ def test_what_biopython_doubts_is_told_and_not_printed(tmp_path: Path, recwarn: 
     assert not recwarn.list
 
 
-def test_written_events_have_the_times_they_had(tmp_path: Path) -> None:
+def test_written_events_keep_their_times(tmp_path: Path) -> None:
     for times in ([1.7e9, 1.7e9 + 0.25, 1.7e9 + 86400.0], [0.5, 2.0, 1e7]):
         KINDS["events"].write([Record(["a", "b", "c"], {"time": np.array(times)}, "x")], tmp_path / "a.csv")
         assert segue.read(tmp_path / "a.csv")[0].channels["time"].tolist() == times
@@ -869,12 +872,13 @@ def test_reads_beside_a_genome_and_files_of_another_kind(tmp_path: Path) -> None
             read(put(tmp_path / "p.faa", ">p\nMKWLFHYDE\n"), kind=kind)
 
 
-def test_lines_that_may_be_texts_are_told(tmp_path: Path) -> None:
+def test_lines_that_may_be_texts_get_a_note(tmp_path: Path) -> None:
     note = "a file a text (a line a text: --read lines=true)"
     names = "".join(f"name{i}\r\n" for i in range(60))
-    for name, content, says in (("a.txt", names, note), ("train.en", names, note), ("b.txt", names + "\n" + names, ""),
-                                ("c.abc", names, ""), ("d.py", names, ""), ("e.txt", names[:60], "")):
-        assert read(put(tmp_path / name, content)).problems.note == says
+    for name, content, message in (("a.txt", names, note), ("train.en", names, note),
+                                   ("b.txt", names + "\n" + names, ""),
+                                   ("c.abc", names, ""), ("d.py", names, ""), ("e.txt", names[:60], "")):
+        assert read(put(tmp_path / name, content)).problems.note == message
     assert len(data := read(tmp_path / "a.txt", lines=True)) == 60 and not data.problems.note
 
 
@@ -886,8 +890,8 @@ def test_the_contract_on_files_of_other_makers(tmp_path: Path) -> None:
                       "a.json": json.dumps({"train": [[line, "x"] for line in RIVER], "val": [[RIVER[0], "y"]]})},
              "dna": {"a.seq": "ACGTACGTAC\nACGTACGTAC\nACG\n", "a.aln": "CLUSTAL W alignment\n\na ACGT\nb AC-T\n"},
              "music": {"b.json": json.dumps([[[60, 64], [60, 67], []]] * 4)}}
-    for kind, these in files.items():
-        check_kind(KINDS[kind], [put(tmp_path / name, content) for name, content in these.items()], mutations=10)
+    for kind, contents in files.items():
+        check_kind(KINDS[kind], [put(tmp_path / name, content) for name, content in contents.items()], mutations=10)
 
 
 def test_a_workbook_is_a_folder_of_tables(tmp_path: Path) -> None:
@@ -958,8 +962,8 @@ def test_formats_of_biology_and_chemistry(tmp_path: Path, name: str, content: st
     for needed in ("Bio", "rdkit"):
         pytest.importorskip(needed)
     data = read(put(tmp_path / name, content))
-    found = [record.object for record in data]
-    assert data.kind.name == kind and found == (objects or found) and not data.problems
+    results = [record.object for record in data]
+    assert data.kind.name == kind and results == (objects or results) and not data.problems
     if name.endswith(("phy", "sam", "maf")):
         check_kind(KINDS[kind], [tmp_path / name], mutations=8)
 
@@ -1023,11 +1027,11 @@ SPACES = "NAME: four\nTYPE: TSP\nDIMENSION: 3\nNODE_COORD_SECTION\n1 1.5 2\n2 3.
 def edf(labels: list[str], sizes: list[int], data: bytes) -> bytes:
     fields = [(labels, 16), (["a"], 80), (["uV"], 8), (["-100"], 8), (["100"], 8), (["-2000"], 8), (["2000"], 8),
               ([""], 80), (list(map(str, sizes)), 8), ([""], 32)]
-    said = b"".join(cell.encode().ljust(width) for cells, width in fields
-                    for cell in (cells if len(cells) > 1 else cells * len(labels)))
+    header = b"".join(cell.encode().ljust(width) for cells, width in fields
+                      for cell in (cells if len(cells) > 1 else cells * len(labels)))
     head = [("0", 8), ("X", 80), ("X", 80), ("01.01.00", 8), ("00.00.00", 8), ("768", 8), ("", 44), ("2", 8), ("1", 8),
             (str(len(labels)), 4)]
-    return b"".join(cell.encode().ljust(width) for cell, width in head) + said + data
+    return b"".join(cell.encode().ljust(width) for cell, width in head) + header + data
 
 
 RECORDINGS: list[tuple[str, dict[str, str | bytes], list[str], str]] = [
@@ -1081,9 +1085,9 @@ def test_matlab_is_an_archive_of_arrays(tmp_path: Path) -> None:
     assert read(tmp_path / "a.mat")[0].object == list(map(str, DIGITAL))
     savemat(tmp_path / "b.mat", {"set": {"X": WINDOWS, "y": np.arange(6)[:, None]}, "who": "me"})
     assert class_in(read(tmp_path / "b.mat").name(4))[1] == "4"
-    for content, says in ((b"MATLAB 7.3 MAT-file".ljust(600, b"\0"), "save it with -v7"),
-                          ((tmp_path / "b.mat").read_bytes()[:300], "no MATLAB file that can be read|no array")):
-        with pytest.raises(SegueError, match=says):
+    for content, message in ((b"MATLAB 7.3 MAT-file".ljust(600, b"\0"), "save it with -v7"),
+                             ((tmp_path / "b.mat").read_bytes()[:300], "no MATLAB file that can be read|no array")):
+        with pytest.raises(SegueError, match=message):
             read(put(tmp_path / "c.mat", content))
 
 
@@ -1098,8 +1102,8 @@ IDX = {"train-images-idx3-ubyte": b"\0\0\x08\3" + np.array(INK.shape, ">u4").tob
 def packed_pictures() -> bytes:
     images = pytest.importorskip("PIL.Image")
     rows = []
-    for i, each in enumerate(INK):
-        images.fromarray(each).save(box := io.BytesIO(), "PNG")
+    for i, picture in enumerate(INK):
+        images.fromarray(picture).save(box := io.BytesIO(), "PNG")
         rows.append({"image": {"bytes": box.getvalue(), "path": None}, "label": i % 2})
     parquet.write_table(pa.Table.from_pylist(rows), table := io.BytesIO())
     return table.getvalue()
@@ -1126,19 +1130,19 @@ def test_pictures_in_tables_and_with_classes(tmp_path: Path, name: str, content:
         check_kind(KINDS["picture"], [tmp_path / name], mutations=4)
 
 
-def test_pictures_of_few_steps_are_as_bright_as_others(tmp_path: Path) -> None:
+def test_pictures_of_few_levels_are_scaled(tmp_path: Path) -> None:
     pytest.importorskip("PIL")
-    on = [[int(cell) > 99 for cell in each.split()] for each in BRIGHT]
-    semeion = "".join(" ".join(f"{cell:d}.0000" for cell in each) + f" {i % 2:d} {1 - i % 2:d} \n"
-                      for i, each in enumerate(on))
-    optdigits = "".join(",".join(f"{16 * cell}" for cell in each) + f",{1 - i % 2}\n" for i, each in enumerate(on))
+    on = [[int(cell) > 99 for cell in line.split()] for line in BRIGHT]
+    semeion = "".join(" ".join(f"{cell:d}.0000" for cell in line) + f" {i % 2:d} {1 - i % 2:d} \n"
+                      for i, line in enumerate(on))
+    optdigits = "".join(",".join(f"{16 * cell}" for cell in line) + f",{1 - i % 2}\n" for i, line in enumerate(on))
     for name, text in (("semeion.data", semeion), ("optdigits.tra", optdigits)):
         data = read(put(tmp_path / name, text), side=0)
         assert (data.kind.name, [class_in(data.name(i))[1] for i in range(4)]) == ("picture", ["1", "0", "1", "0"])
-        assert [record.object[1:] for record in data] == [[str(7 * cell) for cell in each] for each in on]
+        assert [record.object[1:] for record in data] == [[str(7 * cell) for cell in line] for line in on]
 
 
-def test_arrays_of_pictures_whatever_their_axes(tmp_path: Path) -> None:
+def test_picture_arrays_of_any_axis_order_are_read(tmp_path: Path) -> None:
     pytest.importorskip("PIL")
     colours = np.stack([INK] * 3, 1).repeat(2, 2).repeat(2, 3)  # four of three channels of 16 x 16
     last = np.concatenate([colours, colours]).transpose(2, 3, 1, 0)
@@ -1175,7 +1179,7 @@ KEYS[:4, 39] = KEYS[4:, 43] = 1
     ("a.csv", "note0,note1\n" + "60,0\n" * 4 + "64,60\n" * 4,
      "loud20 note60 length96 wait48 note64 length48"),
     ("a.npz", zipped({"train.npy": saved(KEYS[None])}), "loud20 note60 length48 wait48 note64 length48")])
-def test_music_as_others_write_it(tmp_path: Path, name: str, content: str | bytes, items: str) -> None:
+def test_music_in_other_formats_is_read(tmp_path: Path, name: str, content: str | bytes, items: str) -> None:
     data = read(put(tmp_path / name, content))
     assert data.kind.name == "music" and data[0].object == items.split()
     if name == "a.krn":
@@ -1185,7 +1189,7 @@ def test_music_as_others_write_it(tmp_path: Path, name: str, content: str | byte
             read(put(tmp_path / name, CHORALE.replace("8E\t.\t.\t.", "8E\t.\t.")))
 
 
-def test_a_model_reads_new_files_as_its_own(tmp_path: Path) -> None:
+def test_a_model_reads_new_files_with_its_own_options(tmp_path: Path) -> None:
     path = put(tmp_path / "names.txt", "".join(f"name{i * i % 97}\n" for i in range(60)))
     stack, report = Stack(StackConfig(257, 8, ["gru"])), Report({"reading": read(path, lines=True, classes="").reading})
     model = Fitted(stack, ByteCodec(), KINDS["text"], report, 16)
@@ -1197,21 +1201,21 @@ def test_a_model_reads_new_files_as_its_own(tmp_path: Path) -> None:
     assert not model.reading_differences(read(tmp_path / "saved")) + model.reading_differences(model.read(["name"]))
 
 
-def test_what_nobody_does_twice_is_not_recommended_twice(tmp_path: Path) -> None:
+def test_items_rarely_repeated_are_not_recommended_twice(tmp_path: Path) -> None:
     rows = "".join(f"u{i // 4},m{i * 5 % 12}\n" for i in range(40))
     rated = read(put(tmp_path / "ratings.csv", "user,movie\n" + rows))
     codec = KINDS["events"].codec(rated)
     assert repeat_share(rated.encode(codec), len(codec.items)) == 0
-    heard = read(put(tmp_path / "plays.csv", "user,song\n" + "".join(f"u{i // 4},m{i % 2}\n" for i in range(40))))
-    assert repeat_share(heard.encode(codec), len(codec.items)) == 0.5
+    plays = read(put(tmp_path / "plays.csv", "user,song\n" + "".join(f"u{i // 4},m{i % 2}\n" for i in range(40))))
+    assert repeat_share(plays.encode(codec), len(codec.items)) == 0.5
     stack = Stack(StackConfig(codec.size, 8, ["gru"])).eval()
     for share, once in ((0.0, True), (0.5, False)):
         model = Fitted(stack, codec, KINDS["events"], Report({"repeats": share}), 16)
-        whole = model.continue_(["m0", "m5"], n=8, min_new_tokens=8).whole
-        assert (model.rarely_repeats, len(set(whole)) == len(whole) == 10) == (once, once)
+        continued = model.continue_(["m0", "m5"], n=8, min_new_tokens=8).whole
+        assert (model.rarely_repeats, len(set(continued)) == len(continued) == 10) == (once, once)
 
 
-def test_games_are_their_moves(tmp_path: Path) -> None:
+def test_games_are_read_as_their_moves(tmp_path: Path) -> None:
     """Comments, variations, glyphs and numbers are no moves; a game that was cut is told."""
     tags = '[Event "Rated"]\n[Site "x"]\n[Result "{}"]\n\n'
     games = ("1. e4 e5 {Ruy (Lopez)} 2. Nf3! (2. f4 exf4 (2... d5) 3. Nf3) Nc6 $1\n3. Bb5 a6 1/2-1/2\n\n",
@@ -1228,7 +1232,7 @@ def test_games_are_their_moves(tmp_path: Path) -> None:
     assert (data.kind.name, data[0].object) == ("events", ["d4", "d5", "c4", "c6", "cxd5"])
 
 
-def test_sequences_of_objects_and_times_a_line(tmp_path: Path) -> None:
+def test_lines_of_objects_and_times_are_read(tmp_path: Path) -> None:
     rows = [[{"time_since_start": 0.5 * j, "type_event": j % (2 + i)} for j in range(4 + i)] for i in range(3)]
     parts = {"train": rows, "test": rows}
     for name, value in (("a.json", {"train": rows, "dim_process": 3}), ("b.json", rows), ("c.json", parts)):
@@ -1246,7 +1250,7 @@ SQUAD = {"data": [{"title": "Water", "paragraphs": [{"context": text, "qas": [
     {"id": "b", "question": "Who?", "answers": [{"text": "Nobody", "answer_start": 0}]}]} for text in RIVER]}] * 2}
 
 
-@pytest.mark.parametrize("name, value, said, note", [
+@pytest.mark.parametrize("name, value, expected, note", [
     ("boolq.jsonl", ASKED, f"Is the river is high today?\n{RIVER[0]}\ntrue",
      "field=question, field=passage, field=answer; not read: id"),
     ("squad.json", SQUAD, f"{RIVER[0]}\nWhy?\nRain\nWho?\nNobody",
@@ -1278,13 +1282,13 @@ SQUAD = {"data": [{"title": "Water", "paragraphs": [{"context": text, "qas": [
     ("httpd.log", "".join(f"[Sun Dec 04 2005] [{'notice' if i % 2 else 'error'}] child {i}\n" for i in range(9)), None,
      ""),
 ])
-def test_what_is_asked_stands_before_its_answer(tmp_path: Path, name: str, value: object, said: str | None,
-                                                note: str) -> None:
+def test_questions_precede_their_answers(tmp_path: Path, name: str, value: object, expected: str | None,
+                                         note: str) -> None:
     content = value if isinstance(value, str) else json.dumps(value) if name.endswith(".json") else "".join(
         json.dumps(row) + "\n" for row in value)  # type: ignore[attr-defined]
     data = read(put(tmp_path / name, content))
     assert (data.kind.name, data.problems.note) == ("text", note)
-    assert texts(data)[0] == (content if said is None else said)
+    assert texts(data)[0] == (content if expected is None else expected)
 
 
 PLAYS = [{"username": f"u{i % 7}", "product_id": str(i * i % 5), "date": f"2017-12-{1 + i:02d}", "hours": 1.5,
@@ -1356,12 +1360,12 @@ DAYS = [f"2016-03-{1 + i:02d} 10:0{i % 7}:00" for i in range(20)]
     ("hawkes.json", json.dumps([[{"time_since_start": k / 2, "type_event": k * i % 3} for k in range(4)]
                                 for i in range(9)]), "what=items.type_event, when=items.time_since_start", 9),
 ])
-def test_who_and_what_in_files_that_are_often_fetched(tmp_path: Path, name: str, content: str, note: str,
-                                                      count: int) -> None:
+def test_user_and_item_columns_of_public_files_are_found(tmp_path: Path, name: str, content: str, note: str,
+                                                         count: int) -> None:
     data = read(put(tmp_path / name, content))
-    found, span, rest = data.problems.note.partition(" (")
+    result, span, rest = data.problems.note.partition(" (")
     assert (data.kind.name, len(data), bool(data.problems)) == ("events", count, name == "mind.tsv")
-    assert found.partition("; not read")[0] + (" (*)" if span and "when" in found else "") == note
+    assert result.partition("; not read")[0] + (" (*)" if span and "when" in result else "") == note
 
 
 PARSE = "(ROOT (S (NP The river) (VP is high today) .))"
@@ -1369,7 +1373,7 @@ PAIRS = [(f"{i} times. {text}", f"Not {i}: {text.lower()}", ["entailment", "neut
          for i, text in enumerate(RIVER * 5)]
 
 
-@pytest.mark.parametrize("name, content, count, said, label", [
+@pytest.mark.parametrize("name, content, count, expected, label", [
     ("snli.jsonl", "".join(json.dumps({"gold_label": c, "sentence1": a, "sentence1_parse": PARSE, "sentence2": b,
                                        "sentence2_parse": PARSE}) + "\n" for a, b, c in PAIRS), 14,
      "{0}\n{1}", "entailment"),
@@ -1393,14 +1397,14 @@ PAIRS = [(f"{i} times. {text}", f"Not {i}: {text.lower()}", ["entailment", "neut
     ("names.csv", "name\n" + "Ann Lee\nBo Ray\nCy Fox\n", 3, "Ann Lee", ""),
     ("nameless.csv", "Ann Lee\nBo Ray\nCy Fox\n", 3, "Ann Lee", ""),
 ])
-def test_texts_and_their_classes_as_benchmarks_have_them(tmp_path: Path, name: str, content: str, count: int, said: str,
-                                                         label: str) -> None:
+def test_benchmark_texts_and_classes_are_read(tmp_path: Path, name: str, content: str, count: int, expected: str,
+                                              label: str) -> None:
     data = read(put(tmp_path / name, content), classes="")
     assert (data.kind.name, len(data)) == ("text", count) and read(tmp_path / name).kind.name == "text"
-    assert texts(data)[0] == said.format(*PAIRS[0]) and class_in(data.name(0))[1] == label
+    assert texts(data)[0] == expected.format(*PAIRS[0]) and class_in(data.name(0))[1] == label
 
 
-def test_long_rows_are_told_from_sentences_at_once() -> None:
+def test_long_rows_are_recognised_quickly() -> None:
     """A search for blank lines took minutes where rows are long."""
     head = b"\n".join(b" 1.5000000e+00" * 90 for _ in range(50))
     assert not KINDS["events"].sniff(Path("TRAIN.txt"), head)
@@ -1416,7 +1420,7 @@ TREE = {"text": "Who was it?", "role": "prompter", "lang": "en", "replies": [
     {"text": "I.", "role": "assistant", "replies": []}]}
 
 
-@pytest.mark.parametrize("name, content, count, said, label", [
+@pytest.mark.parametrize("name, content, count, expected, label", [
     ("trec.label", LABELLED, 30, f"{ASKED_FOR[0]} ?", "DESC:manner"),
     ("rt.all", "".join(f"{i * i % 3 % 2} {text}\n" for i, text in enumerate(ASKED_FOR * 4)), 32, ASKED_FOR[0], "0"),
     ("subj.all", "".join(f"{i // 900} {text}\n" for i, text in enumerate(ASKED_FOR * 225)), 1800, ASKED_FOR[0], "0"),
@@ -1461,9 +1465,10 @@ TREE = {"text": "Who was it?", "role": "prompter", "lang": "en", "replies": [
         {"story": f"{text} {i}, so, " * 40, "questions": [{"input_text": "Why so?"}], "answers": [{"input_text": "So"}]}
         for i, text in enumerate(RIVER * 20)]}), 80, f"{RIVER[0]} 0, so, " * 40 + "\nWhy so?\nSo", ""),
 ])
-def test_many_texts_in_a_file(tmp_path: Path, name: str, content: str, count: int, said: str, label: str) -> None:
+def test_files_of_many_texts_are_split(tmp_path: Path, name: str, content: str, count: int, expected: str,
+                                       label: str) -> None:
     data = read(put(tmp_path / name, content))
-    assert (data.kind.name, len(data), texts(data)[0], class_in(data.name(0))[1]) == ("text", count, said, "")
+    assert (data.kind.name, len(data), texts(data)[0], class_in(data.name(0))[1]) == ("text", count, expected, "")
     if label:
         assert class_in(read(tmp_path / name, classes="").name(0))[1] == label
     if name == "piqa.jsonl":
@@ -1477,7 +1482,7 @@ RESIDUES = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
 BASES = "GGGAAACUUCGGUUUCCC"
 
 
-@pytest.mark.parametrize("name, content, kind, said, label", [
+@pytest.mark.parametrize("name, content, kind, expected, label", [
     ("signalp.fasta", "".join(f">P{i}|EUK|{'AB'[i % 2]}|{i}\n{RESIDUES}\n{'S' * 9}{'O' * 24}\n" for i in range(9)),
      "protein", RESIDUES, "A"),
     ("masks.fasta", "".join(f">P{i}\n{RESIDUES}\n{'0' * 30}111\n" for i in range(9)), "protein", RESIDUES, ""),
@@ -1495,14 +1500,14 @@ BASES = "GGGAAACUUCGGUUUCCC"
     ("amp.csv", "".join(f"{RESIDUES[i : i + 11]},{i % 2}\n" for i in range(22)), "protein", RESIDUES[:11], "0"),
     ("amp.txt", "".join(f"{RESIDUES[i : i + 7 + i % 4]}\n" for i in range(22)), "protein", RESIDUES[:7], ""),
 ])
-def test_letters_with_marks_and_classes(tmp_path: Path, name: str, content: str, kind: str, said: str,
-                                        label: str) -> None:
+def test_letters_with_annotations_and_classes_are_read(tmp_path: Path, name: str, content: str, kind: str,
+                                                       expected: str, label: str) -> None:
     data = read(put(tmp_path / name, content), classes="")
-    assert (data.kind.name, data[0].object, class_in(data.name(0))[1]) == (kind, said, label)
+    assert (data.kind.name, data[0].object, class_in(data.name(0))[1]) == (kind, expected, label)
     where = {"signalp.fasta": "part 3 of the headers, cut at bars", "deep.fa": "part 2 of the headers, cut at blanks",
              "flip.fa": "what is behind 'target=' in the headers"}
     assert name not in where or data.problems.note.startswith(f"class={where[name]}")
-    assert read(tmp_path / name)[0].object == said and not data.problems
+    assert read(tmp_path / name)[0].object == expected and not data.problems
     if name == "signalp.fasta":
         order = "".join(f">P{i}|{'AB'[i // 3000]}|{'XY'[i % 2]}|{i % 3}\n{RESIDUES}\n" for i in range(6000))
         sorted_ = put(tmp_path / "sorted.fasta", order)
@@ -1545,9 +1550,9 @@ def test_object_centric_logs_and_lists_of_neighbours(tmp_path: Path) -> None:
         assert data.problems.note.startswith("who=case, what=activity, when=time")
     ring = {str(i): [(i + 1) % 9, (i - 1) % 9] for i in range(9)}
     both = read(put(tmp_path / "ring.json", json.dumps(ring)))
-    one = read(put(tmp_path / "way.json", json.dumps({node: [str(ends[0])] for node, ends in ring.items()})))
-    assert (both.kind.name, len(both)) == (one.kind.name, len(one)) == ("graph", 1)
-    assert sum(sign[0] == "<" for sign in both[0].object) == 0 < len(one[0].object)
+    directed = read(put(tmp_path / "way.json", json.dumps({node: [str(ends[0])] for node, ends in ring.items()})))
+    assert (both.kind.name, len(both)) == (directed.kind.name, len(directed)) == ("graph", 1)
+    assert sum(sign[0] == "<" for sign in both[0].object) == 0 < len(directed[0].object)
     groups = json.dumps({"x": ["a", "b"], "y": ["c"], "z": ["a"]})
     assert read(put(tmp_path / "groups.json", groups)).kind.name != "graph"
 

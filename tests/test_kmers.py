@@ -38,7 +38,7 @@ def dna(seed: int, length: int) -> str:
 
 @settings(max_examples=80, deadline=None)
 @given(k=st.integers(2, 6), phase=st.integers(0, 5), text=st.text("ACGTN", max_size=50))
-def test_words_begin_where_they_are_asked_to(k: int, phase: int, text: str) -> None:
+def test_words_start_at_the_requested_phase(k: int, phase: int, text: str) -> None:
     codec, phase = KmerCodec(k), min(phase, k - 1, len(text))
     ids = codec.encode(text, phase)
     assert codec.decode(ids) == text
@@ -55,7 +55,7 @@ def test_words_begin_where_they_are_asked_to(k: int, phase: int, text: str) -> N
             assert [numbers[id] for id in words] == [rest[at : at + k] for at in range(0, len(rest), k)]
 
 
-def test_other_alphabets() -> None:
+def test_words_of_other_alphabets() -> None:
     check_codec(KmerCodec(3, NUCLEOTIDES, "ACGU"), ["", "ACGUAC", "ACGUT"])
     check_codec(KmerCodec(2, RESIDUES, RESIDUES[:20]), ["MKTAYIAKQR*", "MXX", ""])
     assert KmerCodec(3, NUCLEOTIDES, "ACGU").encode("ACU").tolist() == [7]
@@ -70,7 +70,8 @@ def test_other_alphabets() -> None:
 @settings(max_examples=60, deadline=None)
 @given(k=st.integers(2, 5), length=st.integers(0, 40), seed=st.integers(0, 20), begun=st.booleans(),
        ended=st.booleans(), letter=st.booleans())
-def test_a_row_from_another_phase(k: int, length: int, seed: int, begun: bool, ended: bool, letter: bool) -> None:
+def test_rephased_rows_equal_reencoded_text(k: int, length: int, seed: int, begun: bool, ended: bool,
+                                            letter: bool) -> None:
     codec = KmerCodec(k)
     text = dna(seed, length) + ("N" if letter else "")
     ids = np.array([*[codec.bos] * begun, *codec.encode(text), *[codec.eos] * ended], np.int64)
@@ -85,22 +86,22 @@ def test_a_row_from_another_phase(k: int, length: int, seed: int, begun: bool, e
         assert new[0] == codec.bos and not ended and len(codec.decode(new)) > (len(ids) - k - 1) * k * (not letter) - k
 
 
-def test_phases_are_all_seen_in_training() -> None:
+def test_training_covers_all_phases() -> None:
     codec = KmerCodec(4, "ACGT")
     store = Arrays([codec.encode(dna(0, 4000)), np.array([codec.bos, *codec.encode(dna(1, 7)), codec.eos])])
     vary = variation(codec)
     assert vary is not None and variation(ByteCodec()) is None
-    plain, varied = Batches(store, 16, 4), Batches(store, 16, 4, vary=vary)
+    unvaried, varied = Batches(store, 16, 4), Batches(store, 16, 4, vary=vary)
     before, phases = dna(0, 4000), set()
     for step in range(24):
-        one, other = plain.make(step), varied.make(step)
-        assert torch.equal(one.targets >= 0, other.targets >= 0)
-        again = varied.make(step)
-        assert torch.equal(again.tokens, other.tokens) and torch.equal(again.targets, other.targets)
-        if other.starts is not None:
+        unvaried_batch, varied_batch = unvaried.make(step), varied.make(step)
+        assert torch.equal(unvaried_batch.targets >= 0, varied_batch.targets >= 0)
+        repeated = varied.make(step)
+        assert torch.equal(repeated.tokens, varied_batch.tokens) and torch.equal(repeated.targets, varied_batch.targets)
+        if varied_batch.starts is not None:
             continue  # a short one among others
-        assert torch.equal(other.targets[:, :-1], other.tokens[:, 1:])
-        for row in other.tokens.tolist():
+        assert torch.equal(varied_batch.targets[:, :-1], varied_batch.tokens[:, 1:])
+        for row in varied_batch.tokens.tolist():
             at = before.index(codec.decode(row))
             phases.add((at + sum(codec.words <= token < codec.bos for token in row)) % 4)
     assert phases == {0, 1, 2, 3}
@@ -108,7 +109,7 @@ def test_phases_are_all_seen_in_training() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.text("ACGTN", max_size=40), st.integers(1, 4), st.booleans(), st.booleans())
-def test_rows_of_the_other_strand(text: str, k: int, begun: bool, ended: bool) -> None:
+def test_rows_of_the_other_strand_equal_reencoded_text(text: str, k: int, begun: bool, ended: bool) -> None:
     codec = LetterCodec(NUCLEOTIDES) if k == 1 else KmerCodec(k)
     ids = np.array([*[codec.bos] * begun, *codec.encode(text), *[codec.eos] * ended], np.int64)
     if not len(ids):
@@ -121,7 +122,7 @@ def test_rows_of_the_other_strand(text: str, k: int, begun: bool, ended: bool) -
         assert new is ids
 
 
-def test_strands_are_those_of_dna() -> None:
+def test_strands_are_defined_for_dna_only() -> None:
     assert variation(LetterCodec(NUCLEOTIDES), strands=True) is not None
     for codec in (LetterCodec(RESIDUES), ByteCodec()):
         with pytest.raises(SegueError, match="leave strands out"):
@@ -149,40 +150,41 @@ def test_answers_are_counted_in_bases(mixer: str, options: dict) -> None:
             assert len(answer.value) <= n and answer.whole == prime + answer.value
             if answer.finish == "length" and not DECODERS_THAT_SEARCH & {options.get("decoder")}:
                 assert len(answer.value) == n
-    few = continue_objects(model, codec, ["ACG", "ACG"], [4, 9], **options)
-    assert few[1].value.startswith(few[0].value) or "beam" in str(options) or "seed" in options or "draft" in options
-    assert [len(each.value) for each in few] <= [4, 9]
+    answers = continue_objects(model, codec, ["ACG", "ACG"], [4, 9], **options)
+    assert (answers[1].value.startswith(answers[0].value) or "beam" in str(options) or "seed" in options
+            or "draft" in options)
+    assert [len(each.value) for each in answers] <= [4, 9]
 
 
 DECODERS_THAT_SEARCH = {"beam", "contrastive"}
 
 
 @pytest.mark.parametrize("n", [1, 8, [4, 11]])
-def test_a_stream_is_the_same_answer(n: int | list[int]) -> None:
+def test_a_stream_equals_the_answer(n: int | list[int]) -> None:
     codec = KmerCodec(3, "ACGTN")
     model = model_of(codec)
     primes = ["ACGT", "TT"]
-    whole = continue_objects(model, codec, primes, n, "greedy", "none")
-    told = ["", ""]
+    answers = continue_objects(model, codec, primes, n, "greedy", "none")
+    streamed = ["", ""]
     finished = {}
     for delta in stream_objects(model, codec, primes, n, "greedy", "none"):
-        told[delta.index] += delta.text
+        streamed[delta.index] += delta.text
         if delta.finish is not None:
             finished[delta.index] = delta.finish
-    assert told == [each.value for each in whole] and finished == {0: whole[0].finish, 1: whole[1].finish}
+    assert streamed == [answer.value for answer in answers] and finished == {0: answers[0].finish, 1: answers[1].finish}
 
 
-def test_a_model_of_words_as_a_user_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_continue_and_evaluate_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw = np.random.default_rng(0)
     unit = dna(5, 40)
     texts = [unit[int(draw.integers(40)) :] + unit * 6 for _ in range(12)]
     model = segue.fit(of(texts, kind="dna"), steps=4, k=3, mix=False, width=32, depth=1, context=32, strands=True,
                       quiet=True, objective="marginal", out=tmp_path / "model")
-    again = segue.load(tmp_path / "model")
-    assert isinstance(again.codec, KmerCodec) and again.codec.k == 3
-    assert again.report.held_out.unit == "base"
+    reloaded = segue.load(tmp_path / "model")
+    assert isinstance(reloaded.codec, KmerCodec) and reloaded.codec.k == 3
+    assert reloaded.report.held_out.unit == "base"
     for prime in ("", "AC", unit[:31], unit[:32]):
-        answer = again.continue_(prime, n=20)
+        answer = reloaded.continue_(prime, n=20)
         assert answer.whole == prime + answer.value and len(answer.value) <= 20
     report = model.update(of(texts[:10], kind="dna"), steps=2, quiet=True)
     assert report.matrix.scores.shape == (2, 2)
@@ -191,9 +193,9 @@ def test_a_model_of_words_as_a_user_has_it(tmp_path: Path, capsys: pytest.Captur
     at, other = 100, "ACGT"["ACGT".index(unit[20]) - 1]
     lines = ["##fileformat=VCFv4.2", "#CHROM\tPOS\tID\tREF\tALT", f"chr1\t{at + 1}\t.\t{unit[20]}\t{other},<DEL>"]
     (tmp_path / "calls.vcf").write_text("\n".join(lines) + "\n")
-    row, = again.variants(tmp_path / "one.fna", tmp_path / "calls.vcf", before=60)
-    alone = variant_scores(again.decodable(), again.codec, unit * 4, [(at, unit[20], other)], before=60)
-    assert row["score"] == pytest.approx(alone[0], rel=1e-4)
+    row, = reloaded.variants(tmp_path / "one.fna", tmp_path / "calls.vcf", before=60)
+    single = variant_scores(reloaded.decodable(), reloaded.codec, unit * 4, [(at, unit[20], other)], before=60)
+    assert row["score"] == pytest.approx(single[0], rel=1e-4)
     with pytest.raises(SystemExit) as end:
         main(["evaluate", str(tmp_path / "model"), str(tmp_path / "one.fna"), "--variants",
               str(tmp_path / "calls.vcf")])
@@ -203,7 +205,7 @@ def test_a_model_of_words_as_a_user_has_it(tmp_path: Path, capsys: pytest.Captur
                           ("chr1\t5\t.\tA\t<DEL>", "of 1 variants none"), ("chr1\t99999\t.\tA\tC", "variant 1")):
         (tmp_path / "calls.vcf").write_text(text)
         with pytest.raises(SegueError, match=message):
-            again.variants(tmp_path / "one.fna", tmp_path / "calls.vcf")
+            reloaded.variants(tmp_path / "one.fna", tmp_path / "calls.vcf")
 
 
 # --- letters of words ----------------------------------------------------------------------------------------------
@@ -215,16 +217,16 @@ def test_marginals_equal_a_sum_over_all_tokens(codec: Codec) -> None:
     spelling = codec.spelling()
     marginals = Marginals(spelling)
     logits = torch.randn(4, codec.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = marginals(logits).exp()
-    torch.testing.assert_close(found.sum(-1), torch.ones(found.shape[:2], dtype=torch.float64))
+    result = marginals(logits).exp()
+    torch.testing.assert_close(result.sum(-1), torch.ones(result.shape[:2], dtype=torch.float64))
     chances = logits.softmax(-1)
     pieces = [codec.decode([id]) for id in range(codec.size)]
     pieces = [piece.encode() if isinstance(piece, str) else piece for piece in pieces]
     for place in range(spelling.shape[1]):
         for column, letter in enumerate(marginals.letters.tolist()):
-            whose = [id for id, piece in enumerate(pieces)
-                     if (piece[place] if place < len(piece) else -1) == letter]
-            torch.testing.assert_close(found[:, place, column], chances[:, whose].sum(1))
+            matching = [id for id, piece in enumerate(pieces)
+                        if (piece[place] if place < len(piece) else -1) == letter]
+            torch.testing.assert_close(result[:, place, column], chances[:, matching].sum(1))
     with pytest.raises(SegueError, match="whole items"):
         ItemCodec(["a", "b"]).spelling()
     with pytest.raises(SegueError, match="spells no letter"):
@@ -232,13 +234,13 @@ def test_marginals_equal_a_sum_over_all_tokens(codec: Codec) -> None:
 
 
 @pytest.mark.parametrize("mixer", ["lstm", "attention"])
-def test_the_loss_by_letters(mixer: str) -> None:
+def test_the_letter_loss_equals_its_definition(mixer: str) -> None:
     single = LetterCodec("ACGT")
     model = model_of(single, mixer).double()
     ids = torch.tensor([[single.bos, *single.encode(dna(0, 12)), single.eos]])
     batch = Batch(ids[:, :-1], ids[:, 1:])
-    one, cross = MarginalLetters(single.spelling())(model, batch), NextElement()(model, batch)
-    torch.testing.assert_close(one.total, cross.total, rtol=1e-6, atol=0)  # k = 1
+    letter_loss, cross = MarginalLetters(single.spelling())(model, batch), NextElement()(model, batch)
+    torch.testing.assert_close(letter_loss.total, cross.total, rtol=1e-6, atol=0)  # k = 1
     codec = KmerCodec(2, "ACGT")
     model = model_of(codec, mixer)
     ids = torch.tensor([[codec.bos, *codec.encode("ACGTC"), codec.eos]])
@@ -292,9 +294,9 @@ def test_variants_by_hand(k: int, mixer: str) -> None:
     text, variants = dna(3, 60), [(20, "", "AC")]
     variants += [(at, text[at], "ACGT"["ACGT".index(text[at]) - 1]) for at in (0, 30, 59)]
     variants.append((40, text[40:43], ""))
-    found = variant_scores(model, codec, text, variants, before=20, behind=5)
+    results = variant_scores(model, codec, text, variants, before=20, behind=5)
     likelihood = LetterLikelihood(model, codec)
-    for (at, reference, alternative), score in zip(variants, found):
+    for (at, reference, alternative), score in zip(variants, results):
         other = text[:at] + alternative + text[at + len(reference) :]
         sums = []
         for backward in (False, True):
@@ -309,7 +311,7 @@ def test_variants_by_hand(k: int, mixer: str) -> None:
         assert score == pytest.approx(np.mean(sums), abs=1e-4)
     turned = [(len(text) - at - len(a), reverse_complement(a), reverse_complement(b)) for at, a, b in variants]
     back = variant_scores(model, codec, reverse_complement(text), turned, before=20, behind=5)
-    np.testing.assert_allclose(back, found, atol=1e-4)
+    np.testing.assert_allclose(back, results, atol=1e-4)
     with pytest.raises(SegueError, match="variant 1"):
         variant_scores(model, codec, text, [(5, "N", "A")])
 
@@ -347,6 +349,6 @@ def test_words_and_letters_come_to_the_known_entropy_of_a_chain() -> None:
     (0.40, 0.30, 0.35, 0.39, "inconclusive"),
     (0.29, 0.25, 0.25, 0.25, "inconclusive")])
 def test_the_rule_of_generator(six: float, one: float, merges: float, short: float, verdict: str) -> None:
-    found = {"6-mer": six, "1-mer": one, "BPE": merges, "6-mer, context of 1-mers": short}
-    table = [{"tokens": name, "genome": "repeats", "recovery": value, "bits": 2.0} for name, value in found.items()]
+    result = {"6-mer": six, "1-mer": one, "BPE": merges, "6-mer, context of 1-mers": short}
+    table = [{"tokens": name, "genome": "repeats", "recovery": value, "bits": 2.0} for name, value in result.items()]
     assert claim("generator").judge([*table, {"tokens": "6-mer", "genome": "E. coli", "bits": 1.9}])[0] == verdict

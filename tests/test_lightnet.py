@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from weights import shake
 
 from segue.errors import SegueError
 from segue.mixers import Layout, LightNet
@@ -17,10 +18,9 @@ from segue.testing import check_mixer, check_model
 
 def mixer(**options: object) -> LightNet:
     torch.manual_seed(0)
-    made = LightNet(12, heads=2, gate_rank=4, **options).double()  # type: ignore[arg-type]
-    for parameter in made.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
-    return made
+    lightnet = LightNet(12, heads=2, gate_rank=4, **options).double()  # type: ignore[arg-type]
+    shake(lightnet, 0.2)
+    return lightnet
 
 
 def averaged(mixer: LightNet, x: Tensor, grid: tuple[int, ...]) -> Tensor:
@@ -30,11 +30,11 @@ def averaged(mixer: LightNet, x: Tensor, grid: tuple[int, ...]) -> Tensor:
     total, field = torch.zeros_like(x), x.view(*grid, -1)
     for axis, average in enumerate(mixer.averages[: len(grid)]):
         a = torch.sigmoid(average.rate)  # type: ignore[arg-type]
-        for t, where in enumerate(torch.cartesian_prod(*map(torch.arange, grid)).view(-1, len(grid)).tolist()):
-            for back in range(where[axis] + 1):
-                there = [*where[:axis], where[axis] - back, *where[axis + 1 :]]
+        for t, place in enumerate(torch.cartesian_prod(*map(torch.arange, grid)).view(-1, len(grid)).tolist()):
+            for back in range(place[axis] + 1):
+                source = [*place[:axis], place[axis] - back, *place[axis + 1 :]]
                 kernel = (average.weight * (1 - a) * a**back).sum(-1)
-                total[t] += kernel * field[tuple(there)]
+                total[t] += kernel * field[tuple(source)]
     return x + mixer.placed(total)
 
 
@@ -48,15 +48,15 @@ def by_loops(mixer: LightNet, x: Tensor, grid: tuple[int, ...], theta: float = 1
     share = math.ceil(width / max(1, mixer.rotated_axes))
     out = torch.zeros_like(v)
     for i in range(n):
-        seen = range(i + 1) if mixer.causal else range(n)
+        visible = range(i + 1) if mixer.causal else range(n)
         for h in range(heads):
-            weights = torch.stack([k[j, h] for j in seen]).softmax(0)
-            for row, j in enumerate(seen):
+            weights = torch.stack([k[j, h] for j in visible]).softmax(0)
+            for row, j in enumerate(visible):
                 score = 0.0
                 for c in range(width):
                     axis = c // share
-                    apart = places[i][axis] - places[j][axis] if mixer.rotated_axes and axis < len(grid) else 0
-                    cosine = math.cos(apart * theta ** (-(c % share) / share))
+                    separate = places[i][axis] - places[j][axis] if mixer.rotated_axes and axis < len(grid) else 0
+                    cosine = math.cos(separate * theta ** (-(c % share) / share))
                     score = score + F.silu(q[i, h, c]) * weights[row, c] * cosine
                 out[i, h] += score * v[j, h]
     return mixer.out(mixer.norm(out).flatten(1) * F.silu(mixer.gate(x)))
@@ -72,7 +72,7 @@ def by_loops(mixer: LightNet, x: Tensor, grid: tuple[int, ...], theta: float = 1
     ({"causal": False, "axes": 3, "toeplitz": 1}, (2, 3, 2)),
     ({"causal": False, "axes": 3, "toeplitz": 1}, (3, 2)),
 ])
-def test_by_loops(options: dict, grid: tuple[int, ...]) -> None:
+def test_lightnet_equals_loops(options: dict, grid: tuple[int, ...]) -> None:
     model, x = mixer(**options), torch.randn(2, math.prod(grid), 12, dtype=torch.float64)
     layout = Layout.chain((2, math.prod(grid)), grid=grid if len(grid) > 1 else None)
     for row in range(2):
@@ -94,13 +94,13 @@ def test_without_places_the_order_does_not_matter() -> None:
 
 
 @torch.no_grad()
-def test_the_last_node_of_one_way_reads_what_both_ways_read() -> None:
+def test_the_last_causal_node_equals_the_two_way_one() -> None:
     x = torch.randn(1, 10, 12, dtype=torch.float64)
     assert (mixer()(x)[:, -1] - mixer(causal=False)(x)[:, -1]).abs().max() < 1e-12
 
 
 @torch.no_grad()
-def test_keys_of_any_size_and_long_streams_stay_finite() -> None:
+def test_large_keys_and_long_streams_stay_finite() -> None:
     model = mixer().float()
     model.qkv.weight[12:24] *= 1000
     state = model.init_state(1)
@@ -109,7 +109,7 @@ def test_keys_of_any_size_and_long_streams_stay_finite() -> None:
         state.commit()
 
 
-def test_what_cannot_be_read_is_refused() -> None:
+def test_bad_grids_are_refused() -> None:
     with pytest.raises(SegueError, match="one axis"):
         LightNet(8, axes=2)
     flat = Layout.chain((1, 6), grid=(2, 3))
@@ -121,7 +121,7 @@ def test_what_cannot_be_read_is_refused() -> None:
 
 
 @pytest.mark.parametrize("names", [["lightnet", "gru"], ["mamba", "attention", "lightnet"]])
-def test_with_mixers_the_paper_never_had(names: list[str]) -> None:
+def test_lightnet_in_mixed_stacks_decodes_exactly(names: list[str]) -> None:
     torch.manual_seed(0)
     options = {"lightnet": {"heads": 2, "gate_rank": 2, "toeplitz": 2}, "mamba": {"states": 2},
                "attention": {"heads": 2}}

@@ -51,9 +51,9 @@ from segue.verbs.update import weights_hash
 V = 11
 
 
-def stack(*mixers: str, **more: Any) -> Stack:
+def stack(*mixers: str, **options: Any) -> Stack:
     torch.manual_seed(0)
-    return Stack(StackConfig(V, 16, list(mixers or ["lstm"]), channel="mlp", **more))
+    return Stack(StackConfig(V, 16, list(mixers or ["lstm"]), channel="mlp", **options))
 
 
 def rows(n: int = 12, length: int = 7, seed: int = 0) -> Batch:
@@ -65,8 +65,8 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def disturb(adapter: LoRA, seed: int = 1) -> None:
@@ -82,12 +82,12 @@ MIXERS = ("attention", "mamba", "lstm", "gla", "hyena", "mlstm")
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_an_adapter_adds_its_product_whoever_reads_the_weight(mixer: str) -> None:
+def test_an_adapter_adds_its_product_to_every_use_of_the_weight(mixer: str) -> None:
     model, batch = stack(mixer, mixer).double(), rows()
-    before, plain = weights(model), model(batch.tokens).logits
+    before, unadapted = weights(model), model(batch.tokens).logits
     adapter = LoRA(rank=3, alpha=6.0)
     adapter.attach(model)
-    torch.testing.assert_close(model(batch.tokens).logits, plain, atol=1e-12, rtol=0)  # B is zero
+    torch.testing.assert_close(model(batch.tokens).logits, unadapted, atol=1e-12, rtol=0)  # B is zero
     assert {name for name, p in model.named_parameters() if p.requires_grad} == \
         {name for name, p in model.named_parameters() if name.endswith((".a", ".b")) and "parametrizations" in name}
     for name, p in adapter.named_parameters():
@@ -99,10 +99,10 @@ def test_an_adapter_adds_its_product_whoever_reads_the_weight(mixer: str) -> Non
         for name, part in adapter.layers.items():
             dict(reference.named_parameters())[f"{name}.weight"].add_(2.0 * part.b @ part.a)
     torch.testing.assert_close(worn, reference(batch.tokens).logits, atol=1e-10, rtol=0)
-    assert float((worn - plain).detach().abs().max()) > 1e-3
+    assert float((worn - unadapted).detach().abs().max()) > 1e-3
     adapter.detach()
     assert same(weights(model), before) and all(p.requires_grad for p in model.parameters())
-    assert torch.equal(model(batch.tokens).logits, plain)
+    assert torch.equal(model(batch.tokens).logits, unadapted)
     adapter.attach(model)
     adapter.merge()
     torch.testing.assert_close(model(batch.tokens).logits, worn, atol=1e-12, rtol=0)
@@ -110,12 +110,12 @@ def test_an_adapter_adds_its_product_whoever_reads_the_weight(mixer: str) -> Non
     torch.testing.assert_close(weights(model), weights(reference), atol=1e-12, rtol=0)
 
 
-def test_adapters_add_up_and_the_last_comes_off_first() -> None:
+def test_adapters_add_up_and_detach_in_reverse_order() -> None:
     model, batch = stack("attention"), rows()
     first, second = LoRA(rank=2, seed=1), LoRA(rank=4, targets=["mixer"], seed=2)
     first.attach(model)
     disturb(first)
-    one = model(batch.tokens).logits
+    expected = model(batch.tokens).logits
     second.attach(model)
     disturb(second, 2)
     both = model(batch.tokens).logits
@@ -123,7 +123,8 @@ def test_adapters_add_up_and_the_last_comes_off_first() -> None:
     with pytest.raises(SegueError, match="after this one"):
         first.detach()
     second.detach()
-    assert torch.equal(model(batch.tokens).logits, one) and all(p.requires_grad for _, p in first.named_parameters())
+    assert torch.equal(model(batch.tokens).logits,
+                       expected) and all(p.requires_grad for _, p in first.named_parameters())
     second.attach(model)
     second.merge()
     first.merge()
@@ -131,7 +132,7 @@ def test_adapters_add_up_and_the_last_comes_off_first() -> None:
     assert all("parametrizations" not in name for name in model.state_dict())
 
 
-def test_an_adapter_is_saved_and_fits_its_own_model_alone(tmp_path: Path) -> None:
+def test_a_saved_adapter_loads_into_its_own_shapes_only(tmp_path: Path) -> None:
     model, batch = stack("attention", "lstm"), rows()
     adapter = LoRA(rank=3)
     with pytest.raises(SegueError, match="not attached"):
@@ -141,9 +142,9 @@ def test_an_adapter_is_saved_and_fits_its_own_model_alone(tmp_path: Path) -> Non
         adapter.attach(model)
     disturb(adapter)
     adapter.save(tmp_path / "one.safetensors")
-    again = load_adapter(tmp_path / "one.safetensors")
+    loaded = load_adapter(tmp_path / "one.safetensors")
     fresh = stack("attention", "lstm")
-    again.attach(fresh)
+    loaded.attach(fresh)
     assert torch.equal(fresh(batch.tokens).logits, model(batch.tokens).logits)
     with pytest.raises(SegueError, match="another model"):
         load_adapter(tmp_path / "one.safetensors").attach(stack("attention"))
@@ -174,16 +175,17 @@ def test_an_adapter_fits_a_model_of_transformers() -> None:
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=V)).eval()
     ids, adapter = rows().tokens, LoRA(rank=2)
-    plain = model(ids).logits
+    reference = model(ids).logits
     adapter.attach(model)
-    assert torch.equal(model(ids).logits, plain) and set(adapter.layers) == {
+    assert torch.equal(model(ids).logits, reference) and set(adapter.layers) == {
         f"transformer.h.0.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
     assert adapter.layers["transformer.h.0.attn.c_attn"].a.shape == (2, 8)  # what is read, though the weight is turned
     disturb(adapter)
     worn = model(ids).logits
     adapter.merge()
     torch.testing.assert_close(model(ids).logits, worn)
-    assert float((worn - plain).detach().abs().max()) > 1e-3 and "parametrizations" not in "".join(model.state_dict())
+    assert float((worn - reference).detach().abs().max()) > 1e-3
+    assert "parametrizations" not in "".join(model.state_dict())
 
 
 # -- strategies of low rank
@@ -204,7 +206,7 @@ def test_an_experience_learned_with_lora_is_of_its_rank(mixer: str) -> None:
             assert not bool(change.any()), name
 
 
-def test_o_lora_punishes_what_earlier_experiences_read() -> None:
+def test_o_lora_penalises_overlap_with_earlier_adapters() -> None:
     a = torch.randn(3, 8, dtype=torch.float64)
     q = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64)).Q
     assert float(overlap(q[:3], q[3:])) < 1e-12
@@ -214,9 +216,9 @@ def test_o_lora_punishes_what_earlier_experiences_read() -> None:
     run: Any = SimpleNamespace(model=model)
 
     def term() -> float:
-        found = strategy.loss_term(run, rows())
-        assert found is not None
-        return float(found.detach())
+        result = strategy.loss_term(run, rows())
+        assert result is not None
+        return float(result.detach())
 
     strategy.prepare(run)
     first = {name: part.a.detach().clone() for name, part in strategy.adapter.layers.items()}
@@ -230,45 +232,45 @@ def test_o_lora_punishes_what_earlier_experiences_read() -> None:
     expected = sum(0.5 * float((first[name] @ second[name].T).abs().sum()) for name in first)
     assert term() == pytest.approx(expected, rel=1e-5)
     strategy.after_experience(run)
-    assert all(kept.shape[0] == 4 for kept in strategy.earlier.values())
+    assert all(readings.shape[0] == 4 for readings in strategy.earlier.values())
 
 
 def again(seed: int, step: int) -> Batch:
     return rows(seed=seed)
 
 
-def test_a_strong_o_lora_keeps_the_readings_apart() -> None:
-    def apart(strength: float) -> float:
+def test_a_strong_o_lora_penalty_reduces_the_overlap() -> None:
+    def total_overlap(strength: float) -> float:
         model, strategy = stack("attention"), OLoRA(strength, rank=2)
         for seed in (0, 1):
             learn(model, partial(again, seed), 25, rate=0.02, strategy=strategy)
-        return sum(float(overlap(kept[2:], kept[:2])) for kept in strategy.earlier.values())
+        return sum(float(overlap(readings[2:], readings[:2])) for readings in strategy.earlier.values())
 
-    assert apart(0.5) < 0.2 * apart(0.0)
+    assert total_overlap(0.5) < 0.2 * total_overlap(0.0)
 
 
-def test_adapters_need_to_know_where_experiences_end() -> None:
+def test_adapters_refuse_streams_without_experience_ends() -> None:
     with pytest.raises(SegueError, match="boundaries of experiences"):
         learn(stack(), lambda step: rows(), 2, strategy=TaskFree(AdapterTuning()))
 
 
-def test_an_update_by_adapters_leaves_an_ordinary_model(tmp_path: Path) -> None:
+def test_an_update_by_adapters_saves_an_ordinary_model(tmp_path: Path) -> None:
     texts = [[f"the {i} {word} ran on\n" * 9 for i in range(30)] for word in ("cat", "dog", "emu")]
     model = segue.fit(texts[0], steps=10, quiet=True, out=tmp_path / "model", width=32, depth=2, mixer="attention+gru",
                       mix=False, heads=2)
     names = list(weights(model.model))
     for index, strategy in enumerate(("o-lora:rank=2,strength=0.1", "o-lora:rank=4", "lora + replay:share=0.25")):
         report = segue.load(tmp_path / "model").update(texts[1 + index % 2], strategy, steps=4, quiet=True)
-        again = segue.load(tmp_path / "model")
-        assert list(weights(again.model)) == names and report.matrix.scores.shape == (2, index + 2)
-        assert str(again.continue_("the ", n=4).text)
-        assert again.memory is not None
-        kept = {} if again.memory.strategy is None else again.memory.strategy[1]
-        assert {t.shape[0] for t in kept.values()} == ({2}, {6}, set())[index]
-    again.update(texts[2], "naive", steps=2, quiet=True)
+        reloaded = segue.load(tmp_path / "model")
+        assert list(weights(reloaded.model)) == names and report.matrix.scores.shape == (2, index + 2)
+        assert str(reloaded.continue_("the ", n=4).text)
+        assert reloaded.memory is not None
+        tensors = {} if reloaded.memory.strategy is None else reloaded.memory.strategy[1]
+        assert {t.shape[0] for t in tensors.values()} == ({2}, {6}, set())[index]
+    reloaded.update(texts[2], "naive", steps=2, quiet=True)
 
 
-def test_an_adapter_survives_a_kill(tmp_path: Path) -> None:
+def test_an_adapter_resumes_after_a_kill(tmp_path: Path) -> None:
     def run(folder: Path | None, stop: int | None = None) -> str:
         class Dying(OLoRA):
             def after_step(self, run: Run) -> None:
@@ -288,7 +290,7 @@ def test_an_adapter_survives_a_kill(tmp_path: Path) -> None:
 
 # -- deltas
 
-def test_a_delta_is_what_a_model_learned() -> None:
+def test_a_delta_is_the_difference_of_two_models() -> None:
     base, tuned, other = (stack("attention").double() for _ in range(3))
     for model, seed in ((tuned, 1), (other, 2)):
         with torch.no_grad():
@@ -327,14 +329,14 @@ def test_a_delta_of_narrow_weights_is_wide_and_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 1.5])
-def test_merging_goes_a_part_of_the_way(scale: float) -> None:
+def test_merging_moves_weights_by_its_scale(scale: float) -> None:
     before = weights(stack("mamba"))
-    whole, part = stack("mamba"), stack("mamba")
-    for model, strategy in ((whole, Strategy()), (part, Merge(scale))):
+    unscaled, scaled = stack("mamba"), stack("mamba")
+    for model, strategy in ((unscaled, Strategy()), (scaled, Merge(scale))):
         learn(model, lambda step: rows(), 5, rate=0.01, strategy=strategy)
-    for name, p in part.named_parameters():
-        torch.testing.assert_close(p.detach(), before[name] + scale * (weights(whole)[name] - before[name]), atol=1e-6,
-                                   rtol=1e-4)
+    for name, p in scaled.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name]
+                                   + scale * (weights(unscaled)[name] - before[name]), atol=1e-6, rtol=1e-4)
     with pytest.raises(SegueError, match="unlearn"):
         Merge(-1.0)
 
@@ -360,7 +362,7 @@ ONE = Batch(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.l
 
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 1000), strength=st.floats(0.1, 2.0))
-def test_ewc_of_two_quadratics_ends_where_it_must(seed: int, strength: float) -> None:
+def test_ewc_of_two_quadratics_reaches_the_closed_form(seed: int, strength: float) -> None:
     """Losses a (x - m)^2 / 2, then b (x - n)^2 / 2 with the exact curvature of the first as Fisher information: the end
     is (b n + strength a m) / (b + strength a)."""
     draw = torch.Generator().manual_seed(seed)
@@ -393,22 +395,23 @@ def test_the_fisher_information_of_logistic_regression_has_its_closed_form() -> 
     y = torch.randint(2, (20, 1), generator=draw)
     p = torch.sigmoid(x[:, 0] @ model.weight.detach())
     expected = ((p - y[:, 0]).square()[:, None] * x[:, 0].square()).mean(0)
-    found = fisher(model, Batch(x, y))["weight"]
-    torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-6)
+    results = fisher(model, Batch(x, y))["weight"]
+    torch.testing.assert_close(results, expected, atol=1e-7, rtol=1e-6)
     both = sum(fisher(model, Batch(x, torch.full_like(y, c)))["weight"] * 0 for c in (0, 1))
     for i in range(20):  # with y drawn from the model: p (1 - p) x^2
-        each = [fisher(model, Batch(x[i : i + 1], torch.full((1, 1), c)))["weight"] for c in (0, 1)]
-        both = both + ((1 - p[i]) * each[0] + p[i] * each[1]) / 20
+        by_class = [fisher(model, Batch(x[i : i + 1], torch.full((1, 1), c)))["weight"] for c in (0, 1)]
+        both = both + ((1 - p[i]) * by_class[0] + p[i] * by_class[1]) / 20
     exact = ((p * (1 - p))[:, None] * x[:, 0].square()).mean(0)
     torch.testing.assert_close(both, exact, atol=1e-7, rtol=1e-6)
 
-    many, wrong = x.repeat(100, 1, 1), torch.zeros(2000, 1, dtype=torch.long)  # these targets must not matter
+    repeated, unused_targets = x.repeat(100, 1,
+                                        1), torch.zeros(2000, 1, dtype=torch.long)  # these targets must not matter
     fourth = ((1 - p) * p**4 + p * (1 - p) ** 4)[:, None] * x[:, 0] ** 4
-    deviation = ((fourth - ((p * (1 - p))[:, None] * x[:, 0].square()).square()).mean(0) / len(many)).sqrt()
-    sampled = fisher(model, Batch(many, wrong), partial(sampled_nats, generator=draw))["weight"]
+    deviation = ((fourth - ((p * (1 - p))[:, None] * x[:, 0].square()).square()).mean(0) / len(repeated)).sqrt()
+    sampled = fisher(model, Batch(repeated, unused_targets), partial(sampled_nats, generator=draw))["weight"]
     assert ((sampled - exact).abs() < 4 * deviation).all() and (deviation < 0.1 * exact).all()
     learner = Run(model, lambda step: Batch(x, y), Plan(vocabulary=2, rows=20, context=1, steps=1))
-    estimated = EWC(labels="model").estimate(learner, Batch(many, wrong))["weight"]
+    estimated = EWC(labels="model").estimate(learner, Batch(repeated, unused_targets))["weight"]
     assert ((2 * estimated - exact).abs() < 4 * deviation).all()
     with pytest.raises(SegueError, match="choose from data, model"):
         EWC(labels="none")
@@ -417,17 +420,17 @@ def test_the_fisher_information_of_logistic_regression_has_its_closed_form() -> 
 def test_the_path_integral_of_si_is_the_fall_of_the_loss() -> None:
     h, m = torch.tensor([1.0, 3.0, 0.2], dtype=torch.float64), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     model, strategy, loss = Point([0.0, 0.0, 0.0]), SI(), quadratic(h, m)
-    begin, kept = float(loss(model, ONE).total.detach()), []
+    begin, path_sums = float(loss(model, ONE).total.detach()), []
 
     class Watched(SI):
         def after_experience(self, run: Run) -> None:
-            kept.append(float(self.path["x"].sum()))
+            path_sums.append(float(self.path["x"].sum()))
             super().after_experience(run)
 
     strategy = Watched()
     learn(model, lambda step: ONE, 400, rate=1e-3, objective=loss, strategy=strategy, sgd=True, clip=0.0, warmup=0.0,
           cooldown=0.0)
-    assert kept[0] == pytest.approx(begin - float(loss(model, ONE).total.detach()), rel=2e-3)
+    assert path_sums[0] == pytest.approx(begin - float(loss(model, ONE).total.detach()), rel=2e-3)
 
 
 def test_rwalk_without_scores_is_ewc_with_the_last_rows_fisher() -> None:
@@ -469,12 +472,12 @@ def test_rwalk_runs_along_with_the_fisher_information_and_the_fall_of_the_loss()
     before = walk.score["x"].clone()
     learn(model, lambda step: ONE, 2, **common)
     torch.testing.assert_close(walk.score["x"], before / 2)  # no stretch ended: its own score is 0
-    for wrong in ({"alpha": 0.0}, {"every": 0}, {"damping": 0.0}):
+    for mistake in ({"alpha": 0.0}, {"every": 0}, {"damping": 0.0}):
         with pytest.raises(SegueError, match="do not fit"):
-            RWalk(**wrong)
+            RWalk(**mistake)
 
 
-def test_l2_holds_every_weight_alike_and_lets_go_where_it_is_told() -> None:
+def test_l2_penalises_every_weight_alike_but_the_excluded() -> None:
     model, strategy = stack("gru"), L2(0.5)
     run: Any = SimpleNamespace(model=model, device=torch.device("cpu"), past=[], step=0, plan=Plan(V, steps=100))
     strategy.before_experience(run)
@@ -502,23 +505,23 @@ def new(seed: int, step: int) -> Batch:
 
 @pytest.mark.parametrize("text", ["ewc:strength=0", "si:strength=0", "rwalk:strength=0", "l2:strength=0",
                                   "lwf:strength=0", "merge:scale=1.0", "agem"])
-def test_a_strategy_of_no_strength_is_plain_learning(text: str) -> None:
+def test_a_strategy_of_no_strength_equals_plain_training(text: str) -> None:
     """On token losses, through all hooks; A-GEM, in a first experience, has nothing to project on."""
-    plain, held = stack("mamba"), stack("mamba")
-    for model, strategy in ((plain, Strategy()), (held, strategy_named(text))):
+    reference, actual = stack("mamba"), stack("mamba")
+    for model, strategy in ((reference, Strategy()), (actual, strategy_named(text))):
         for seed in range(1 if text == "agem" else 2):
             learn(model, partial(new, seed), 4, rate=0.01, strategy=strategy)
-    torch.testing.assert_close(weights(held), weights(plain), atol=1e-6, rtol=0)
+    torch.testing.assert_close(weights(actual), weights(reference), atol=1e-6, rtol=0)
 
 
-def test_lwf_at_rest_has_no_gradient() -> None:
+def test_lwf_has_no_gradient_at_the_teacher() -> None:
     model, strategy = stack("attention"), LwF(3.0)
     run: Any = SimpleNamespace(model=model, device=torch.device("cpu"), past=[rows()])
     strategy.before_experience(run)
     term = strategy.loss_term(run, rows(seed=1))
     assert term is not None
-    found = torch.autograd.grad(term, list(model.parameters()), allow_unused=True)
-    assert max(float(g.abs().max()) for g in found if g is not None) < 1e-6
+    results = torch.autograd.grad(term, list(model.parameters()), allow_unused=True)
+    assert max(float(g.abs().max()) for g in results if g is not None) < 1e-6
 
 
 # -- rehearsal, schedules, streams
@@ -546,7 +549,7 @@ def test_a_share_is_kept_on_average_and_of_earlier_rows_alone(share: float, inst
     assert old.sum() / (old + new).sum() == pytest.approx(share, rel=0.15, abs=0.008)
 
 
-def test_schedules_are_what_they_are_called() -> None:
+def test_schedules_have_their_named_shapes() -> None:
     plan = Plan(V, steps=100, warmup=0.1, cooldown=0.5)
     linear = [plan.scale(step) for step in range(100)]
     assert linear[:11] == pytest.approx([0.1 * (i + 1) for i in range(10)] + [1.0])
@@ -564,24 +567,25 @@ def test_schedules_are_what_they_are_called() -> None:
     assert list(SCHEDULES) == ["linear", "cosine", "infinite"]
 
 
-def test_domains_are_cut_as_they_lie_and_learned_in_equal_steps() -> None:
+def test_domain_streams_are_contiguous_and_get_equal_steps() -> None:
     texts = {"a": np.arange(200) % 5, "b": 5 + np.arange(300) % 5}
     stream = domain_incremental(texts, context=8, rows=20, held=0.2, check=0.1)
-    for each, ids in zip(stream, texts.values()):
+    for experience, ids in zip(stream, texts.values()):
         n = len(ids)
-        assert each.train.tokens.shape == (20, 8) and each.check is not None
+        assert experience.train.tokens.shape == (20, 8) and experience.check is not None
         begin = round(0.8 * n)
-        assert torch.equal(each.test.targets.flatten(), torch.from_numpy(ids[begin + 1 :][: each.test.targets.numel()]))
-        assert torch.equal(each.check.tokens[0], torch.from_numpy(ids[round(0.7 * n) :][:8]))
-    whole = cumulative(stream)
-    assert torch.equal(whole[0].train.tokens.sort(0).values, stream[0].train.tokens.sort(0).values)
-    of_b = (whole[1].train.tokens[:, 0] >= 5).float().mean()
-    assert len(whole[1].train.tokens) == 20 and 0.2 < float(of_b) < 0.8
+        assert torch.equal(experience.test.targets.flatten(),
+                           torch.from_numpy(ids[begin + 1 :][: experience.test.targets.numel()]))
+        assert torch.equal(experience.check.tokens[0], torch.from_numpy(ids[round(0.7 * n) :][:8]))
+    cumulated = cumulative(stream)
+    assert torch.equal(cumulated[0].train.tokens.sort(0).values, stream[0].train.tokens.sort(0).values)
+    of_b = (cumulated[1].train.tokens[:, 0] >= 5).float().mean()
+    assert len(cumulated[1].train.tokens) == 20 and 0.2 < float(of_b) < 0.8
     with pytest.raises(SegueError, match="too few"):
         domain_incremental({"a": np.arange(20)}, context=8, rows=2)
 
 
-def test_a_stream_goes_on_from_what_is_known_and_stops_early_by_its_own_rows() -> None:
+def test_a_stream_resumes_and_stops_early_on_its_check_rows() -> None:
     texts = {"a": np.arange(400) % 3, "b": 5 + np.arange(400) % 4}
     stream = domain_incremental(texts, context=8, rows=120, check=0.1)
     common: dict[str, Any] = {"measure": bits_per_element, "named": "bits", "higher_is_better": False, "rate": 0.02}
@@ -592,10 +596,10 @@ def test_a_stream_goes_on_from_what_is_known_and_stops_early_by_its_own_rows() -
     assert matrix.scores[0, 0] == first.scores[1, 0]
     assert matrix.gain("b") > 1.0 and matrix.mean_forgetting < 0.3
     check = stream[1].test  # whose answers would be others: whatever is learned is worse for them
-    odd = [replace(stream[1], check=Batch(check.tokens, torch.zeros_like(check.targets)))]
+    zero_checked = [replace(stream[1], check=Batch(check.tokens, torch.zeros_like(check.targets)))]
     stopped, ran = stack("gru"), stack("gru")
-    learn_stream(stopped, odd, Strategy(), patience=1, **common)
-    learn_stream(ran, odd, Strategy(), **common)
+    learn_stream(stopped, zero_checked, Strategy(), patience=1, **common)
+    learn_stream(ran, zero_checked, Strategy(), **common)
     assert bits_per_element(stopped, stream[1], ()) > bits_per_element(ran, stream[1], ()) + 0.5
 
 
@@ -603,13 +607,13 @@ def test_a_stream_goes_on_from_what_is_known_and_stops_early_by_its_own_rows() -
 
 def test_the_measures_of_a_matrix_are_their_definitions() -> None:
     a = np.array([[0.1, 0.2, 0.3], [0.9, 0.25, 0.1], [0.5, 0.8, 0.4], [0.3, 0.6, 0.7]])
-    found = ScoreMatrix(a, ["1", "2", "3"], ["before", "1", "2", "3"], "accuracy", True)
-    assert found.average == pytest.approx((0.3 + 0.6 + 0.7) / 3)
-    assert found.average_so_far == pytest.approx((0.9 + 0.65 + 1.6 / 3) / 3)
-    assert found.mean_forgetting == pytest.approx(((0.9 - 0.3) + (0.8 - 0.6)) / 2)
-    assert found.backward_transfer == pytest.approx(-found.mean_forgetting)  # each was best when it was learned
-    assert found.forward_transfer == pytest.approx(((0.25 - 0.2) + (0.4 - 0.3)) / 2)
-    assert found.to_dict()["mean_forgetting"] == found.mean_forgetting
+    result = ScoreMatrix(a, ["1", "2", "3"], ["before", "1", "2", "3"], "accuracy", True)
+    assert result.average == pytest.approx((0.3 + 0.6 + 0.7) / 3)
+    assert result.average_so_far == pytest.approx((0.9 + 0.65 + 1.6 / 3) / 3)
+    assert result.mean_forgetting == pytest.approx(((0.9 - 0.3) + (0.8 - 0.6)) / 2)
+    assert result.backward_transfer == pytest.approx(-result.mean_forgetting)  # each was best when it was learned
+    assert result.forward_transfer == pytest.approx(((0.25 - 0.2) + (0.4 - 0.3)) / 2)
+    assert result.to_dict()["mean_forgetting"] == result.mean_forgetting
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -617,26 +621,26 @@ def test_the_measures_of_a_matrix_are_their_definitions() -> None:
 def test_the_measures_follow_their_formulas_and_the_sign(t: int, seed: int, higher: bool) -> None:
     raw = np.random.default_rng(seed).random((t + 1, t))
     a = raw if higher else -raw
-    found = ScoreMatrix(raw, [str(i) for i in range(t)], [str(i) for i in range(t + 1)], "score", higher)
+    result = ScoreMatrix(raw, [str(i) for i in range(t)], [str(i) for i in range(t + 1)], "score", higher)
     later = range(t - 1)
-    assert found.mean_forgetting == pytest.approx(sum(max(a[:t, i]) - a[t, i] for i in later) / max(1, t - 1))
-    assert found.backward_transfer == pytest.approx(sum(a[t, i] - a[i + 1, i] for i in later) / max(1, t - 1))
-    assert found.forward_transfer == pytest.approx(sum(a[i, i] - a[0, i] for i in range(1, t)) / max(1, t - 1))
-    assert found.mean_forgetting >= -found.backward_transfer - 1e-12
-    turned = ScoreMatrix(-raw, found.names, found.steps, "score", not higher)
-    assert turned.mean_forgetting == pytest.approx(found.mean_forgetting)
-    assert turned.forward_transfer == pytest.approx(found.forward_transfer)
+    assert result.mean_forgetting == pytest.approx(sum(max(a[:t, i]) - a[t, i] for i in later) / max(1, t - 1))
+    assert result.backward_transfer == pytest.approx(sum(a[t, i] - a[i + 1, i] for i in later) / max(1, t - 1))
+    assert result.forward_transfer == pytest.approx(sum(a[i, i] - a[0, i] for i in range(1, t)) / max(1, t - 1))
+    assert result.mean_forgetting >= -result.backward_transfer - 1e-12
+    negated = ScoreMatrix(-raw, result.names, result.steps, "score", not higher)
+    assert negated.mean_forgetting == pytest.approx(result.mean_forgetting)
+    assert negated.forward_transfer == pytest.approx(result.forward_transfer)
 
 
 # -- call sites
 
-def test_call_sites_are_names_behind_dots() -> None:
+def test_call_sites_are_names_after_dots() -> None:
     text = "self.run(x.y, 1.5, os.path.join(a))\nfrom . import b"
     assert [text[a:b] for a, b in call_sites(text)] == ["run", "y", "path", "join"]
     assert [text[a:b] for a, b in call_sites(text, calls=True)] == ["run", "join"]
 
 
-def test_a_site_is_right_where_greedy_decoding_would_write_it() -> None:
+def test_a_call_site_is_right_only_if_every_byte_is() -> None:
     text = "a.bc(d.ef.g(h.i"
     sites = site_numbers(text, 5)
     assert sites.shape == (3, 5)

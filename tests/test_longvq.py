@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from weights import shake
 
 from segue.errors import SegueError
 from segue.mixers import Layout, LongVQ
@@ -22,10 +23,9 @@ from segue.training.learn import learn
 
 def mixer(codes: int = 5, window: int = 4) -> LongVQ:
     torch.manual_seed(0)
-    made = LongVQ(8, keys=3, expand=1, codes=codes, window=window, states=2).double().eval()
-    for parameter in made.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
-    return made
+    longvq = LongVQ(8, keys=3, expand=1, codes=codes, window=window, states=2).double().eval()
+    shake(longvq, 0.2)
+    return longvq
 
 
 def by_loops(mixer: LongVQ, x: Tensor) -> Tensor:
@@ -43,26 +43,26 @@ def by_loops(mixer: LongVQ, x: Tensor) -> Tensor:
         scores = []
         for j in range(i + 1):
             nearest = codes[(codes - k[j]).square().sum(-1).argmin()]
-            near = i - j < w
-            bias = mixer.attention.bias[i - j] if near else 0.0
+            in_window = i - j < w
+            bias = mixer.attention.bias[i - j] if in_window else 0.0
             scores.append(q[i] @ nearest / math.sqrt(3) + bias)
         rows.append(torch.stack(scores).softmax(0) @ v[: i + 1])
-    reset, update, plain = mixer.gates(memory).split([v.shape[1], x.shape[1], x.shape[1]], -1)
-    new = F.silu(plain + mixer.join(F.silu(reset) * torch.stack(rows)))
+    reset, update, candidate = mixer.gates(memory).split([v.shape[1], x.shape[1], x.shape[1]], -1)
+    new = F.silu(candidate + mixer.join(F.silu(reset) * torch.stack(rows)))
     update = torch.sigmoid(update)
     return update * new + (1 - update) * x - x  # less what the block adds
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("codes, window", [(5, 4), (1, 3), (5, 1), (3, 50)])
-def test_by_loops(codes: int, window: int) -> None:
+def test_longvq_equals_loops(codes: int, window: int) -> None:
     model, x = mixer(codes, window), torch.randn(2, 23, 8, dtype=torch.float64)
     for row in range(2):
         assert (model(x)[row] - by_loops(model, x[row])).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("window, packed", [(4, False), (4, True), (1, True), (50, False)])
-def test_gradients_go_straight_through_the_codes(window: int, packed: bool) -> None:
+def test_straight_through_gradients_equal_written_out_weights(window: int, packed: bool) -> None:
     """In training, against every weight written out with keys K + constant(C - K)."""
     attention = mixer(5, window).attention.train()
     q, k, v = (torch.randn(2, 23, width, dtype=torch.float64, requires_grad=True) for width in (3, 3, 8))
@@ -70,16 +70,16 @@ def test_gradients_go_straight_through_the_codes(window: int, packed: bool) -> N
     starts = torch.zeros(2, 23, dtype=torch.bool)
     starts[0, [7, 9]] = starts[1, 16] = packed
     y, _ = attention.scan((q, k, v, code), attention.initial(2, q), starts)
-    apart, document = torch.arange(23)[:, None] - torch.arange(23), starts.long().cumsum(1)
+    separate, document = torch.arange(23)[:, None] - torch.arange(23), starts.long().cumsum(1)
     quantised = k + (codes[code] - k).detach()
-    near = torch.where(apart < window, attention.bias[apart.clamp(0, window - 1)], 0.0)
-    scores = q @ quantised.mT / math.sqrt(3) + near
-    seen = (apart >= 0) & (document[:, :, None] == document[:, None])
-    whole = scores.masked_fill(~seen, -math.inf).softmax(-1) @ v
-    pull, wanted = torch.randn_like(y), (q, k, v, attention.bias)
-    assert (y - whole).abs().max() < 1e-12
-    for ours, theirs in zip(*(torch.autograd.grad((x * pull).sum(), wanted) for x in (y, whole))):
-        assert (ours - theirs).abs().max() < 1e-12
+    window_bias = torch.where(separate < window, attention.bias[separate.clamp(0, window - 1)], 0.0)
+    scores = q @ quantised.mT / math.sqrt(3) + window_bias
+    visible = (separate >= 0) & (document[:, :, None] == document[:, None])
+    expected_output = scores.masked_fill(~visible, -math.inf).softmax(-1) @ v
+    pull, expected = torch.randn_like(y), (q, k, v, attention.bias)
+    assert (y - expected_output).abs().max() < 1e-12
+    for actual, reference in zip(*(torch.autograd.grad((x * pull).sum(), expected) for x in (y, expected_output))):
+        assert (actual - reference).abs().max() < 1e-12
 
 
 @torch.no_grad()
@@ -87,13 +87,13 @@ def test_a_codebook_of_all_keys_is_exact() -> None:
     """A code for every key: softmax attention to the keys themselves, whatever the window."""
     x = torch.randn(1, 16, 8, dtype=torch.float64)
     index = torch.arange(16)
-    apart = index[:, None] - index
+    separate = index[:, None] - index
     for window in (2, 16):
         model = mixer(16, window)
         q, k, v, _ = model._project(x, memory := model._memory_of(x))
         model.attention.codebook.sums.copy_(k[0])
-        scores = (q @ k.mT)[0] / math.sqrt(3) + model.attention.distance_biases(apart)
-        read = scores.masked_fill(apart < 0, -math.inf).softmax(-1) @ v
+        scores = (q @ k.mT)[0] / math.sqrt(3) + model.attention.distance_biases(separate)
+        read = scores.masked_fill(separate < 0, -math.inf).softmax(-1) @ v
         assert (model(x) - model._gate(read, memory, x)).abs().max() < 1e-10
 
 
@@ -104,7 +104,7 @@ def test_contract_of_variants(codes: int, window: int) -> None:
 
 @pytest.mark.parametrize("window, packed, training", [(4, False, True), (4, True, True), (1, True, False),
                                                       (50, False, True)])
-def test_both_ways(window: int, packed: bool, training: bool) -> None:
+def test_two_way_longvq_equals_written_out_weights(window: int, packed: bool, training: bool) -> None:
     """Against every weight written out; in training with keys K + constant(C - K), gradients too."""
     torch.manual_seed(0)
     model = LongVQ(8, keys=3, expand=1, codes=5, window=window, causal=False).double().train(training)
@@ -115,31 +115,33 @@ def test_both_ways(window: int, packed: bool, training: bool) -> None:
     starts = torch.zeros(2, 23, dtype=torch.bool)
     starts[0, [7, 9]] = starts[1, 16] = packed
     y = attention.attend_both_ways((q, k, v, book.nearest(k)), Layout.chain((2, 23), starts=starts if packed else None))
-    apart, document = torch.arange(23)[:, None] - torch.arange(23), starts.long().cumsum(1)
+    separate, document = torch.arange(23)[:, None] - torch.arange(23), starts.long().cumsum(1)
     quantised = book.codes[book.nearest(k)]
     quantised = k + (quantised - k).detach() if training else quantised
-    near = apart.abs().clamp(max=window - 1)
-    near = torch.where(apart < 0, attention.bias_ahead[near], attention.bias[near]).where(apart.abs() < window, 0.0)
-    scores = (q @ quantised.mT / math.sqrt(3) + near).masked_fill(document[:, :, None] != document[:, None], -math.inf)
-    whole = scores.softmax(-1) @ v
-    assert (y - whole).abs().max() < 1e-12
+    window_bias = separate.abs().clamp(max=window - 1)
+    window_bias = torch.where(separate < 0, attention.bias_ahead[window_bias],
+                              attention.bias[window_bias]).where(separate.abs() < window, 0.0)
+    scores = (q @ quantised.mT / math.sqrt(3)
+              + window_bias).masked_fill(document[:, :, None] != document[:, None], -math.inf)
+    expected_output = scores.softmax(-1) @ v
+    assert (y - expected_output).abs().max() < 1e-12
     if training:
-        pull, wanted = torch.randn_like(y), (q, k, v, attention.bias, attention.bias_ahead)
-        ours, theirs = (torch.autograd.grad((x * pull).sum(), wanted) for x in (y, whole))
-        assert all((a - b).abs().max() < 1e-12 for a, b in zip(ours, theirs))
+        pull, expected = torch.randn_like(y), (q, k, v, attention.bias, attention.bias_ahead)
+        actual, reference = (torch.autograd.grad((x * pull).sum(), expected) for x in (y, expected_output))
+        assert all((a - b).abs().max() < 1e-12 for a, b in zip(actual, reference))
 
 
-def test_a_mixer_of_both_ways() -> None:
+def test_two_way_longvq_is_symmetric_under_reversal() -> None:
     assert check_mixer(lambda width: LongVQ(width, keys=4, expand=1, codes=3, window=2, causal=False), examples=2)
     model = LongVQ(8, window=3, causal=False).double().eval().requires_grad_(False)
     x = torch.randn(1, 12, 8, dtype=torch.float64)
     assert (model.output(model.matrix(x) @ model.values(x), x) - model(x)).abs().max() < 1e-12
     mirror = LongVQ(8, window=3, causal=False).double().eval()
     mirror.load_state_dict(model.state_dict())
-    for one, other in ((mirror.attention.bias, mirror.attention.bias_ahead),
-                       (mirror.average.rate, mirror.average_ahead.rate),
-                       (mirror.average.weight, mirror.average_ahead.weight)):
-        one.data, other.data = other.data, one.data
+    for bias_back, bias_ahead in ((mirror.attention.bias, mirror.attention.bias_ahead),
+                                  (mirror.average.rate, mirror.average_ahead.rate),
+                                  (mirror.average.weight, mirror.average_ahead.weight)):
+        bias_back.data, bias_ahead.data = bias_ahead.data, bias_back.data
     assert (mirror(x.flip(1)).flip(1) - model(x)).abs().max() < 1e-12
     assert both_ways(StackConfig(9, 8, ["longvq"])).options == {"longvq": {"causal": False}}
 
@@ -159,7 +161,7 @@ def test_commitment_draws_keys_to_their_codes() -> None:
 
 
 @torch.no_grad()
-def test_the_codebook_is_a_moving_k_means() -> None:
+def test_the_codebook_equals_moving_k_means() -> None:
     torch.manual_seed(0)
     book, keys = Codebook(3, 2, decay=0.9).double(), torch.randn(20, 2, dtype=torch.float64)
     first = [keys[0]]  # then, twice, the key furthest from those chosen
@@ -169,14 +171,14 @@ def test_the_codebook_is_a_moving_k_means() -> None:
     book.learn(keys)
     nearest = [int((first - key).square().sum(-1).argmin()) for key in keys]
     for code in range(3):
-        mine = keys[[i for i in range(20) if nearest[i] == code]]
-        total, count = 0.9 * first[code] + 0.1 * mine.sum(0), 0.9 + 0.1 * len(mine)
+        own_keys = keys[[i for i in range(20) if nearest[i] == code]]
+        total, count = 0.9 * first[code] + 0.1 * own_keys.sum(0), 0.9 + 0.1 * len(own_keys)
         assert (book.codes[code] - total / count).abs().max() < 1e-12
     assert book.nearest(book.codes).tolist() == [0, 1, 2]
 
 
 @torch.no_grad()
-def test_codes_that_the_keys_have_left_follow_them() -> None:
+def test_unused_codes_move_to_the_keys() -> None:
     torch.manual_seed(0)
     book, corners = Codebook(4, 2), torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
     book.learn(0.01 * torch.randn(40, 2) + 30)
@@ -197,14 +199,14 @@ def test_only_training_moves_the_codebook() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("states", [1, 2])
-def test_averages_step_by_step_and_by_convolution(states: int) -> None:
+def test_stepwise_averages_equal_the_convolution(states: int) -> None:
     torch.manual_seed(0)
     average, x = ExponentialAverage(3, states).double(), torch.randn(2, 30, 3, dtype=torch.float64)
-    whole = average((x,), Layout.chain((2, 30)))
+    full = average((x,), Layout.chain((2, 30)))
     h = average.initial(2, x)
     for t in range(30):
         y, h = average.scan((x[:, t : t + 1],), h)
-        assert (y[:, 0] - whole[:, t]).abs().max() < 1e-12
+        assert (y[:, 0] - full[:, t]).abs().max() < 1e-12
     assert (average.scan((x,), average.initial(2, x))[1][0] - h[0]).abs().max() < 1e-12
 
 
@@ -214,7 +216,7 @@ def test_an_empty_codebook_is_refused() -> None:
 
 
 @pytest.mark.parametrize("names", [["longvq", "lstm"], ["mamba", "longvq", "attention"]])
-def test_with_mixers_the_paper_never_had(names: list[str]) -> None:
+def test_longvq_in_mixed_stacks_decodes_exactly(names: list[str]) -> None:
     """After training, which moves the codes, every decoding form still agrees with the whole."""
     torch.manual_seed(0)
     options = {"longvq": {"codes": 4, "window": 3}, "mamba": {"states": 2}, "attention": {"heads": 2}}

@@ -90,7 +90,7 @@ SUBJECTS: dict[str, Make] = {
     "hydra": lambda width: Hydra(width, heads=2, states=3),
     "matrix": lambda width: MatrixMixer(width, heads=2, features=2),
     "bidirectional": lambda width: Bidirectional(width, "gru"),
-    "block-recurrent": lambda width: BlockRecurrent(width, heads=2, block=2, memory=3),
+    "block-recurrent": lambda width: BlockRecurrent(width, heads=2, block=4, memory=3),
     "linformer": lambda width: Linformer(width, heads=2, rank=4, length=64),
     "reformer": lambda width: Reformer(width, heads=2, chunk=4),
 }
@@ -140,7 +140,7 @@ VARIANTS: dict[str, Make] = {
 ABSOLUTE = {"linformer"}  # these know where a sequence begins
 
 
-def test_every_mixer_is_checked() -> None:
+def test_every_mixer_has_a_contract_test() -> None:
     assert set(SUBJECTS) == set(MIXERS)
 
 
@@ -156,7 +156,7 @@ def test_contract_of_variants(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*SUBJECTS, *VARIANTS])
-def test_contract_at_length(name: str) -> None:
+def test_contract_at_long_lengths(name: str) -> None:
     check_mixer((SUBJECTS | VARIANTS)[name], widths=(8, 24), examples=50, prompt=4, seed=1,
                 relative=name not in ABSOLUTE)
 
@@ -198,10 +198,10 @@ class AliasedCarry(Carry):
         return self._mine(super().copy())
 
     def _mine(self, other: Carry) -> Carry:
-        twin = AliasedCarry(self.recurrence, other.state, self.history)
-        twin.replay_state, twin.replay_inputs = other.replay_state, other.replay_inputs
-        twin.replay_lengths = other.replay_lengths
-        return twin
+        copied = AliasedCarry(self.recurrence, other.state, self.history)
+        copied.replay_state, copied.replay_inputs = other.replay_state, other.replay_inputs
+        copied.replay_lengths = other.replay_lengths
+        return copied
 
 
 class Aliases(GRU):
@@ -319,9 +319,9 @@ class CarelessCarry(Carry):
         return self.replay_lengths + 1
 
     def copy(self) -> Carry:
-        twin = super().copy()
-        twin.__class__ = CarelessCarry
-        return twin
+        copied = super().copy()
+        copied.__class__ = CarelessCarry
+        return copied
 
 
 class RewindsTooFar(LSTM):
@@ -407,19 +407,19 @@ BROKEN: list[tuple[Make, str, str]] = [  # what, the message, and the properties
 
 
 @pytest.mark.parametrize("make, message, only", BROKEN, ids=[str(i) for i in range(len(BROKEN))])
-def test_the_checker_catches(make: Make, message: str, only: str) -> None:
+def test_the_checker_catches_broken_mixers(make: Make, message: str, only: str) -> None:
     with pytest.raises(ContractBroken, match=message):
         check_mixer(make, examples=8, shrink=False, only=only)
 
 
-def test_states_are_checked_alone() -> None:
+def test_the_state_checker_catches_broken_states() -> None:
     assert check_state(LSTM, examples=3).keys() == LIFE.keys()
-    for wrong in (Aliases, CommitsInExtend, RewindsTooFar):
+    for broken in (Aliases, CommitsInExtend, RewindsTooFar):
         with pytest.raises(ContractBroken):
-            check_state(wrong, examples=25, shrink=False)
+            check_state(broken, examples=25, shrink=False)
 
 
-def test_a_failure_shrinks_to_a_readable_case() -> None:
+def test_a_failure_shrinks_to_a_small_case() -> None:
     with pytest.raises(ContractBroken) as caught:
         check_mixer(CommitsTheWrongNode, only="path of a chain")
     message = str(caught.value)
@@ -430,12 +430,12 @@ def test_a_failure_shrinks_to_a_readable_case() -> None:
 # Naive references.
 
 
-def rotated(x: Tensor, position: int, theta: float, turned: int) -> Tensor:
+def rotated(x: Tensor, position: int, theta: float, width: int) -> Tensor:
     """One head vector turned by its position: pairs (i, i + turned / 2) as complex numbers."""
     y = x.clone()
-    half = turned // 2
+    half = width // 2
     for i in range(half):
-        angle = position * theta ** (-2 * i / turned)
+        angle = position * theta ** (-2 * i / width)
         y[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
         y[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
     return y
@@ -456,8 +456,8 @@ def attention_by_loops(mixer: Attention, x: Tensor, positions: Tensor, sees: Cal
                 q = mixer.qkv(x[i])[h * e : (h + 1) * e]
                 k = mixer.qkv(x[j])[(heads + g) * e : (heads + g + 1) * e]
                 if mixer.positions == "rotary":
-                    turned = 2 * len(mixer.frequencies)
-                    q, k = (rotated(y, int(positions[at]), 10_000.0, turned) for y, at in ((q, i), (k, j)))
+                    width = 2 * len(mixer.frequencies)
+                    q, k = (rotated(y, int(positions[at]), 10_000.0, width) for y, at in ((q, i), (k, j)))
                 score = q @ k / math.sqrt(e)
                 if mixer.positions == "alibi":
                     score = score - alibi_slopes(heads)[h] * abs(int(positions[i] - positions[j]))
@@ -495,8 +495,8 @@ def test_tree_attention_by_explicit_loops(positions: str) -> None:
     parents = [-1, 0, 0, 1, -1]
     paths = [[0], [0, 1], [0, 2], [0, 1, 3], [4]]
     ancestors = {4 + i: {*range(4), *(4 + j for j in path)} for i, path in enumerate(paths)}
-    where = torch.tensor([0, 1, 2, 3, 4, 5, 5, 6, 4])
-    expected = attention_by_loops(mixer, x[0], where, lambda i, j: j <= i if i < 4 else j in ancestors[i])
+    position_ids = torch.tensor([0, 1, 2, 3, 4, 5, 5, 6, 4])
+    expected = attention_by_loops(mixer, x[0], position_ids, lambda i, j: j <= i if i < 4 else j in ancestors[i])
     state = mixer.init_state(1)
     mixer.extend(x[:, :4], state)
     state.commit()
@@ -504,7 +504,7 @@ def test_tree_attention_by_explicit_loops(positions: str) -> None:
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12])
-def test_alibi_slopes(heads: int) -> None:
+def test_alibi_slopes_are_distinct_powers(heads: int) -> None:
     slopes = alibi_slopes(heads)
     assert slopes.shape == (heads,) and len(set(slopes.tolist())) == heads
     if heads == 8:
@@ -550,9 +550,9 @@ def test_recurrent_mixers_against_torch_cells(make: Callable[..., Mixer], cell: 
 
 
 @torch.no_grad()
-def test_peepholes_are_their_equations() -> None:
+def test_peepholes_follow_their_equations() -> None:
     torch.manual_seed(0)
-    mixer, plain = LSTM(6, inner=5, peepholes=True).double(), LSTM(6, inner=5).double()
+    mixer, reference = LSTM(6, inner=5, peepholes=True).double(), LSTM(6, inner=5).double()
     cell, x = mixer.recurrence, torch.randn(2, 9, 6, dtype=torch.float64)
     weights = {name: cell.get_parameter(name).clone() for name in ("weight_ih", "weight_hh", "bias", "peepholes")}
     h = c = torch.zeros(2, 5, dtype=torch.float64)
@@ -563,10 +563,10 @@ def test_peepholes_are_their_equations() -> None:
         h = torch.sigmoid(parts[3] + weights["peepholes"][2] * c) * torch.tanh(c)
         assert torch.allclose(mixer(x)[:, t], mixer.out(h), atol=1e-12)
     cell.get_parameter("peepholes").zero_()
-    for ours, theirs in (("weight_ih", "weight_ih_l0"), ("weight_hh", "weight_hh_l0"), ("bias", "bias_ih_l0")):
-        plain.recurrence.get_parameter(f"module.{theirs}").copy_(weights[ours])
-    plain.out.load_state_dict(mixer.out.state_dict())
-    assert torch.allclose(mixer(x), plain(x), atol=1e-12)
+    for name, torch_name in (("weight_ih", "weight_ih_l0"), ("weight_hh", "weight_hh_l0"), ("bias", "bias_ih_l0")):
+        reference.recurrence.get_parameter(f"module.{torch_name}").copy_(weights[name])
+    reference.out.load_state_dict(mixer.out.state_dict())
+    assert torch.allclose(mixer(x), reference(x), atol=1e-12)
     with pytest.raises(SegueError, match="leave one of them out"):
         LSTM(6, heads=2, peepholes=True)
 
@@ -642,7 +642,7 @@ def test_gla_against_a_plain_loop() -> None:
 
 @torch.no_grad()
 @torch.no_grad()
-def test_gates_of_gla_that_begin_to_remember() -> None:
+def test_gla_gates_start_with_a_geometric_range_of_memory() -> None:
     mixer, layout = GatedLinearAttention(16, heads=2, remember=1000), Layout.chain((1, 1))
     nodes = -1 / mixer._project(torch.zeros(1, 1, 16), layout, {})[3][0, 0]
     torch.testing.assert_close(nodes[:, [0, -1]], torch.tensor([[16 / math.log(2), 1000.0]] * 2), rtol=1e-3, atol=0)
@@ -654,7 +654,7 @@ def test_gates_of_gla_that_begin_to_remember() -> None:
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "elman", "jordan", "mamba", "gla"])
 @pytest.mark.parametrize("tokens", [800, pytest.param(100_000, marks=pytest.mark.slow)])
-def test_decoding_in_flat_memory(name: str, tokens: int) -> None:
+def test_decoding_memory_is_constant(name: str, tokens: int) -> None:
     torch.manual_seed(0)
     mixer = SUBJECTS[name](8)
     state = mixer.init_state(1, history=2)
@@ -669,7 +669,7 @@ def test_decoding_in_flat_memory(name: str, tokens: int) -> None:
 
 
 @torch.no_grad()
-def test_a_window_forgets_and_says_so() -> None:
+def test_rewinding_beyond_a_window_is_refused() -> None:
     mixer = Attention(8, heads=2, window=4)
     state = mixer.init_state(2, history=3)
     x = torch.randn(2, 300, 8)
@@ -683,7 +683,7 @@ def test_a_window_forgets_and_says_so() -> None:
     assert (y - mixer(x)[:, 297:]).abs().max() < 1e-5
 
 
-def test_a_refused_rewind_moves_no_part() -> None:
+def test_a_refused_rewind_changes_no_part_of_the_state() -> None:
     """Two parts of one state: the cache could go back, the recurrence cannot."""
     attention, recurrence = Attention(8, heads=2), GRU(8)
     layers = [attention.init_state(1).layers[0], recurrence.init_state(1).layers[0]]
@@ -700,15 +700,15 @@ def test_a_refused_rewind_moves_no_part() -> None:
     assert isinstance(cache, Cache) and cache.lengths.tolist() == [3] and state.positions.tolist() == [3]
 
 
-@pytest.mark.parametrize("options, says", [
+@pytest.mark.parametrize("options, message", [
     ({"heads": 3}, "not divisible by 3 heads"), ({"heads": 4, "kv_heads": 3}, "cannot share 3"),
     ({"positions": "sine"}, "'sine' are unknown"), ({"window": 3, "prefix": 2}, "choose one"),
     ({"window": 0}, "at least one position")])
-def test_attention_refuses(options: dict, says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_attention_refuses_bad_options(options: dict, message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         Attention(8, **options)
 
 
-def test_gather_nodes_takes_padding() -> None:
+def test_gather_nodes_accepts_padding() -> None:
     x = torch.arange(6).view(1, 3, 2)
     assert gather_nodes(x, torch.tensor([[2, -1]])).tolist() == [[[4, 5], [0, 1]]]

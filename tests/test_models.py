@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from weights import shake
 
 from segue.errors import SegueError
 from segue.models import Decodable, Output, Stack, StackConfig, expand_pattern
@@ -26,8 +27,7 @@ def stack(pattern: str, **switches: Any) -> Stack:
     torch.manual_seed(0)
     values = {"vocabulary": 17, "width": 8, "options": OPTIONS, "hidden": 12, **switches}
     model = Stack(StackConfig(mixers=expand_pattern(pattern), **values))
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+    shake(model, 0.1)
     return model
 
 
@@ -68,7 +68,7 @@ def test_contract_of_a_whole_prompt() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*STACKS, *FAMILIES])
-def test_contract_at_length(name: str) -> None:
+def test_contract_at_long_lengths(name: str) -> None:
     model = stack(name, **STACKS[name]) if name in STACKS else stack("attention*2", **FAMILIES[name])
     check_model(model, examples=30, seed=1)
 
@@ -90,8 +90,8 @@ class Wrapped:
 def test_contract_of_any_decodable() -> None:
     model = Wrapped(stack("mamba+attention"))
     assert isinstance(model, Decodable)
-    found = check_model(model, examples=3)
-    assert set(found) >= {"any life", "at", "trees"} and "packed" not in found and max(found.values()) < 1e-4
+    result = check_model(model, examples=3)
+    assert set(result) >= {"any life", "at", "trees"} and "packed" not in result and max(result.values()) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["mamba*3+attention", "lstm+gla", "attention+gru", "hyena+jordan+s4",
@@ -101,7 +101,7 @@ def test_contract_of_the_compiled_engine(name: str) -> None:
     assert check_model(compile_model(model, threads=1), examples=6)
 
 
-def test_the_compiled_engine_refuses_nodes_that_are_not_there() -> None:
+def test_the_compiled_engine_refuses_unknown_nodes() -> None:
     model = compile_model(stack("gru"), threads=1)
     for at in ([[3]], [[-1]], [[0], [0]]):
         with pytest.raises(SegueError, match="asked for of 3 nodes in 1 rows"):
@@ -132,12 +132,12 @@ class TakesTreesForChains(Wrapped):
         return output
 
 
-@pytest.mark.parametrize("wrong, message, only", [
+@pytest.mark.parametrize("broken, message, only", [
     (IgnoresAt, "logits of nodes", "at"), (DependsOnTheBatch, "row|at once", ""),
     (TakesTreesForChains, "tree", "tree")])
-def test_the_checker_catches(wrong: type[Wrapped], message: str, only: str) -> None:
+def test_the_checker_catches_broken_models(broken: type[Wrapped], message: str, only: str) -> None:
     with pytest.raises(ContractBroken, match=message):
-        check_model(wrong(stack("gru+attention")), examples=20, shrink=False, only=only)
+        check_model(broken(stack("gru+attention")), examples=20, shrink=False, only=only)
 
 
 class SharesHistory(TableState):
@@ -149,7 +149,7 @@ class SharesHistory(TableState):
         return chosen
 
 
-def test_forks_that_go_back_together_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checker_catches_forks_that_share_history(monkeypatch: pytest.MonkeyPatch) -> None:
     check_model(TableModel(), only="select")  # type: ignore[arg-type]
     monkeypatch.setattr("segue.testing.decoding.TableState", SharesHistory)
     with pytest.raises(ContractBroken, match="after rewind"):
@@ -164,28 +164,28 @@ class SharesALayer(Stack):
         self.extra = nn.Linear(3, 3)
 
 
-def test_the_checker_catches_what_does_not_learn() -> None:
+def test_the_checker_catches_parameters_without_gradient() -> None:
     with pytest.raises(ContractBroken, match="no gradient reaches"):
         check_model(SharesALayer(stack("gru").config), examples=2)
 
 
-def test_patterns() -> None:
+def test_patterns_expand_to_mixer_lists() -> None:
     assert expand_pattern("mamba*3+attention") == ["mamba"] * 3 + ["attention"]
     assert expand_pattern("gru + gla", 3) == ["gru", "gla", "gru"]
-    for wrong, says in (("", "mixer ''"), ("nothing", "mixer 'nothing'"), ("gru+", "mixer ''"),
-                        ("mamba*", "whole COUNT"), ("mamba*0", "whole COUNT"), ("mamba*-1", "whole COUNT"),
-                        ("mamba*x", "whole COUNT"), ("gru*2*2", "whole COUNT")):
-        with pytest.raises(SegueError, match=says):
-            expand_pattern(wrong)
+    for pattern, message in (("", "mixer ''"), ("nothing", "mixer 'nothing'"), ("gru+", "mixer ''"),
+                             ("mamba*", "whole COUNT"), ("mamba*0", "whole COUNT"), ("mamba*-1", "whole COUNT"),
+                             ("mamba*x", "whole COUNT"), ("gru*2*2", "whole COUNT")):
+        with pytest.raises(SegueError, match=message):
+            expand_pattern(pattern)
 
 
-@pytest.mark.parametrize("switches, says", [
+@pytest.mark.parametrize("switches, message", [
     ({"channel": "both"}, "channel 'both'"), ({"activation": "tanh", "channel": "mlp"}, "activation 'tanh'"),
     ({"norm": "batch"}, "norm 'batch'"), ({"width": 9}, "not divisible"),
     ({"options": {"attention": {"head": 2}}}, "unexpected keyword argument 'head'"),
     ({"options": {"attn": {}}}, "unknown mixers")])
-def test_wrong_configs_are_refused(switches: dict, says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_contradictory_configs_are_refused(switches: dict, message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         stack("attention", **switches)
 
 
@@ -197,7 +197,7 @@ def test_unknown_entries_of_a_config_are_refused() -> None:
         StackConfig.from_dict({"width": 4})
 
 
-def test_a_stack_that_looks_ahead_only_scores() -> None:
+def test_a_stack_that_is_not_causal_only_scores() -> None:
     model = stack("bidirectional+attention", options={"attention": {"heads": 2}})
     assert model(torch.zeros(2, 5, dtype=torch.long)).logits.shape == (2, 5, 17)
     with pytest.raises(SegueError, match="looks ahead"):

@@ -22,11 +22,11 @@ def naive(a: list[int], b: list[int]) -> int:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 2), max_size=5), st.lists(st.integers(0, 2), max_size=5))
-def test_edit_distances_are_the_fewest_edits(a: list[int], b: list[int]) -> None:
+def test_edit_distances_equal_the_recursion(a: list[int], b: list[int]) -> None:
     assert edit_distances(a, b, anywhere=False)[-1] == naive(a, b)
-    found = edit_distances(a, b)
+    results = edit_distances(a, b)
     for end in range(len(b) + 1):
-        assert found[end] == min(naive(a, b[begin:end]) for begin in range(end + 1))
+        assert results[end] == min(naive(a, b[begin:end]) for begin in range(end + 1))
 
 
 def test_a_pattern_is_found_where_it_returns() -> None:
@@ -41,9 +41,9 @@ def test_a_pattern_is_found_where_it_returns() -> None:
 
 def test_segments_cover_a_sequence() -> None:
     ids = np.arange(11)
-    assert [each.tolist() for each in cut_segments(ids, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
-    assert [len(each) for each in cut_segments(ids, 4, hop=3)] == [4, 4, 4, 2]
-    assert [len(each) for each in cut_segments(ids[:1], 4)] == [1]
+    assert [segment.tolist() for segment in cut_segments(ids, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert [len(segment) for segment in cut_segments(ids, 4, hop=3)] == [4, 4, 4, 2]
+    assert [len(segment) for segment in cut_segments(ids[:1], 4)] == [1]
     with pytest.raises(SegueError, match="segments of 0"):
         cut_segments(ids, 0)
 
@@ -58,8 +58,8 @@ def planted(rng: np.random.Generator, letters: int, length: int, rate: float) ->
     """Segments of a sequence, among them four varied copies of one."""
     motif = rng.integers(0, letters, length)
     true = np.isin(np.arange(10), rng.permutation(10)[:4])
-    return [edit_randomly(motif, rng, rate, letters) if there else rng.integers(0, letters, length)
-            for there in true], np.where(true, 0, -1)
+    return [edit_randomly(motif, rng, rate, letters) if has_motif else rng.integers(0, letters, length)
+            for has_motif in true], np.where(true, 0, -1)
 
 
 @pytest.mark.parametrize("letters, length, mixer", [(4, 40, "gru"), (30, 12, "gla")])  # DNA; a log of 30 events

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from weights import shake
 
 from segue.errors import SegueError
 from segue.models import PointerConfig, PointerNetwork, SetConfig, Stack, StackConfig
@@ -24,10 +25,9 @@ V, BEGIN = 8, 7
 
 def model(mixer: str = "gru") -> Stack:
     torch.manual_seed(0)
-    ours = Stack(StackConfig(V, 8, [mixer], {"attention": {"heads": 2}}, hidden=12)).double().eval()
-    for parameter in ours.parameters():
-        parameter.data += 0.4 * torch.randn_like(parameter)
-    return ours
+    actual = Stack(StackConfig(V, 8, [mixer], {"attention": {"heads": 2}}, hidden=12)).double().eval()
+    shake(actual, 0.4)
+    return actual
 
 
 def batch_of(*answers: list[int]) -> Batch:
@@ -35,15 +35,15 @@ def batch_of(*answers: list[int]) -> Batch:
     return Batch.pairs([([], answer) for answer in answers], BEGIN)
 
 
-def likelihood(ours: Any, elements: list[int]) -> float:
-    return -float(NextElement()(ours, batch_of(elements)).total.detach())
+def likelihood(actual: Any, elements: list[int]) -> float:
+    return -float(NextElement()(actual, batch_of(elements)).total.detach())
 
 
-def stepwise(ours: Stack, elements: list[int]) -> float:
+def stepwise(model: Stack, elements: list[int]) -> float:
     """q of an order by its definition: each element among those left."""
     q = 1.0
     for step, element in enumerate(elements):
-        chances = ours(torch.tensor([[BEGIN, *elements[:step]]])).logits[0, -1].detach().softmax(-1)
+        chances = model(torch.tensor([[BEGIN, *elements[:step]]])).logits[0, -1].detach().softmax(-1)
         q *= float(chances[element] / chances[sorted(set(elements[step:]))].sum())
     return q
 
@@ -55,75 +55,76 @@ def test_contract(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mixer", ["gru", "attention"])
-def test_drawn_orders_are_distributed_as_the_model_says(mixer: str) -> None:
-    ours, elements, draws = model(mixer), [4, 1, 6, 3], 4000
+def test_sampled_orders_follow_the_models_distribution(mixer: str) -> None:
+    actual, elements, draws = model(mixer), [4, 1, 6, 3], 4000
     sets = Sets(batch_of(*[elements] * draws))
     noise = torch.rand(draws, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = sets.elements.gather(1, sets.sample_order(ours, noise))
+    results = sets.elements.gather(1, sets.sample_order(actual, noise))
     orders = list(itertools.permutations(elements))
-    counts = torch.tensor([float((found == torch.tensor(order)).all(1).sum()) for order in orders])
-    expected = draws * torch.tensor([stepwise(ours, list(order)) for order in orders])
+    counts = torch.tensor([float((results == torch.tensor(order)).all(1).sum()) for order in orders])
+    expected = draws * torch.tensor([stepwise(actual, list(order)) for order in orders])
     assert int(counts.sum()) == draws and float(expected.sum()) == pytest.approx(draws)
     score = float(((counts - expected).square() / expected).sum())
     assert score < 23 + 4 * math.sqrt(2 * 23)  # chi-square of 23 degrees of freedom
 
 
-def test_equal_elements_are_one_choice() -> None:
-    ours, draws = model(), 4000
+def test_equal_elements_count_as_one_choice() -> None:
+    actual, draws = model(), 4000
     sets = Sets(batch_of(*[[2, 5, 2]] * draws))
     noise = torch.rand(draws, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    order = sets.sample_order(ours, noise)
+    order = sets.sample_order(actual, noise)
     assert bool((order.sort(1).values == torch.arange(3)).all())
-    found = sets.elements.gather(1, order)
-    for wanted in ([2, 2, 5], [2, 5, 2], [5, 2, 2]):
-        share = float((found == torch.tensor(wanted)).all(1).double().mean())
-        assert share == pytest.approx(stepwise(ours, wanted), abs=0.03)
+    results = sets.elements.gather(1, order)
+    for expected in ([2, 2, 5], [2, 5, 2], [5, 2, 2]):
+        share = float((results == torch.tensor(expected)).all(1).double().mean())
+        assert share == pytest.approx(stepwise(actual, expected), abs=0.03)
 
 
 @pytest.mark.parametrize("eos", [None, 0])
-def test_the_likeliest_order_is_that_of_brute_force(eos: int | None) -> None:
-    ours, end = model(), [] if eos is None else [eos]
+def test_the_likeliest_order_equals_brute_force(eos: int | None) -> None:
+    actual, end = model(), [] if eos is None else [eos]
     for elements in ([4, 1, 6, 3], [2, 5], [3, 1, 2]):
-        best = max(likelihood(ours, [*order, *end]) for order in itertools.permutations(elements))
-        loss = OrderSearch("max", eos=eos)(ours, batch_of([*elements, *end], [5, 4, *end]))
-        other = max(likelihood(ours, [*order, *end]) for order in itertools.permutations([5, 4]))
+        best = max(likelihood(actual, [*order, *end]) for order in itertools.permutations(elements))
+        loss = OrderSearch("max", eos=eos)(actual, batch_of([*elements, *end], [5, 4, *end]))
+        other = max(likelihood(actual, [*order, *end]) for order in itertools.permutations([5, 4]))
         assert float(loss.total.detach()) == pytest.approx(-best - other, abs=1e-5)  # totals are float32
     allowed = [[0, 1, 2], [2, 0, 1]]
-    loss = OrderSearch("max", allowed)(ours, batch_of([3, 1, 2]))
-    assert float(loss.total.detach()) == pytest.approx(-max(likelihood(ours, [3, 1, 2]), likelihood(ours, [2, 3, 1])))
+    loss = OrderSearch("max", allowed)(actual, batch_of([3, 1, 2]))
+    assert float(loss.total.detach()) == pytest.approx(-max(likelihood(actual, [3, 1, 2]),
+                                                            likelihood(actual, [2, 3, 1])))
 
 
-def said(objective: OrderSearch, ours: Any, batch: Batch, draws: int) -> list[tuple[int, ...]]:
+def orders_taken(objective: OrderSearch, actual: Any, batch: Batch, draws: int) -> list[tuple[int, ...]]:
     """The orders that an objective takes, step by step."""
-    found = []
+    result = []
     for step in range(draws):
         torch.manual_seed(step)
         sets = Sets(batch, objective.eos)
-        arranged = sets.arrange(objective.order(ours, sets))
+        arranged = sets.arrange(objective.order(actual, sets))
         assert torch.equal(arranged.tokens[0, 1:], arranged.targets[0, :-1])
-        found.append(tuple(arranged.targets[0].tolist()))
-    return found
+        result.append(tuple(arranged.targets[0].tolist()))
+    return result
 
 
 def test_modes_over_given_orders() -> None:
-    ours, batch, allowed = model(), batch_of([3, 1, 2]), [[0, 1, 2], [2, 0, 1]]
+    actual, batch, allowed = model(), batch_of([3, 1, 2]), [[0, 1, 2], [2, 0, 1]]
     for mode in MODES:
-        assert set(said(OrderSearch(mode, allowed), ours, batch, 60)) <= {(3, 1, 2), (2, 3, 1)}
-    assert set(said(OrderSearch("fixed", allowed[::-1]), ours, batch, 3)) == {(2, 3, 1)}
-    chances = torch.tensor([likelihood(ours, [3, 1, 2]), likelihood(ours, [2, 3, 1])]).softmax(0)
+        assert set(orders_taken(OrderSearch(mode, allowed), actual, batch, 60)) <= {(3, 1, 2), (2, 3, 1)}
+    assert set(orders_taken(OrderSearch("fixed", allowed[::-1]), actual, batch, 3)) == {(2, 3, 1)}
+    chances = torch.tensor([likelihood(actual, [3, 1, 2]), likelihood(actual, [2, 3, 1])]).softmax(0)
     for mode, share in (("sample", float(chances[0])), ("uniform", 0.5)):
-        found = said(OrderSearch(mode, allowed), ours, batch, 300)
-        assert found.count((3, 1, 2)) / 300 == pytest.approx(share, abs=0.09)
-    assert len(set(said(OrderSearch("uniform"), ours, batch, 100))) == 6
-    ended = said(OrderSearch("uniform", eos=0), ours, batch_of([3, 1, 2, 0]), 50)
-    assert {one[-1] for one in ended} == {0} and len(set(ended)) == 6
+        result = orders_taken(OrderSearch(mode, allowed), actual, batch, 300)
+        assert result.count((3, 1, 2)) / 300 == pytest.approx(share, abs=0.09)
+    assert len(set(orders_taken(OrderSearch("uniform"), actual, batch, 100))) == 6
+    ended = orders_taken(OrderSearch("uniform", eos=0), actual, batch_of([3, 1, 2, 0]), 50)
+    assert {order[-1] for order in ended} == {0} and len(set(ended)) == 6
 
 
-def test_what_is_no_order_is_refused() -> None:
-    wrong: list[tuple[dict[str, Any], str]] = [
+def test_malformed_orders_are_refused() -> None:
+    bad_calls: list[tuple[dict[str, Any], str]] = [
         ({"mode": "best"}, "unknown"), ({"orders": [[0, 2]]}, "not orders"), ({"orders": []}, "not orders")]
-    for options, what in wrong:
-        with pytest.raises(SegueError, match=what):
+    for options, message in bad_calls:
+        with pytest.raises(SegueError, match=message):
             OrderSearch(**options)
     with pytest.raises(SegueError, match="must be equal"):
         OrderSearch("max", [[0, 1]])(model(), batch_of([1, 2, 3]))
@@ -135,7 +136,7 @@ def test_what_is_no_order_is_refused() -> None:
         OrderSearch("uniform")(model(), batch)
 
 
-def test_a_pointer_network_learns_sets_too() -> None:
+def test_a_pointer_network_learns_sets_by_order_search() -> None:
     """Which two of four numbers are the largest, told in an order that changes: a search finds one that can be said."""
     def draw(step: int) -> Batch:
         generator = torch.Generator().manual_seed(step)
@@ -146,24 +147,24 @@ def test_a_pointer_network_learns_sets_too() -> None:
 
     def loss(objective: Any) -> float:
         torch.manual_seed(0)
-        ours = PointerNetwork(PointerConfig(SetConfig(1, 16, 2), StackConfig(1, 16, ["gru"]), 1))
+        actual = PointerNetwork(PointerConfig(SetConfig(1, 16, 2), StackConfig(1, 16, ["gru"]), 1))
         for name, steps in (("uniform", 20), (objective, 60)):
-            learn(ours, draw, steps, rate=1e-2, objective=OrderSearch(name, eos=0))
+            learn(actual, draw, steps, rate=1e-2, objective=OrderSearch(name, eos=0))
         tests = draw(10_000)
-        return float(OrderSearch("max", eos=0)(ours, tests).total.detach()) / 32
+        return float(OrderSearch("max", eos=0)(actual, tests).total.detach()) / 32
 
     assert loss("sample") < loss("fixed") - 0.1
     sets: Tensor = Sets(GEOMETRY["sorting"].test(2, 3), 0).elements
     assert sets.shape == (2, 3) and bool((sets > 0).all())
 
 
-def results(five: float, glimpse: float, few: float, many: float, search: float, other: float, share: float,
-            ) -> list[dict[str, Any]]:
+def results(five: float, glimpse: float, few_samples: float, many_samples: float, search: float,
+            other: float, share: float, ) -> list[dict[str, Any]]:
     """The table of the claim, the same in three seeds."""
     values = [("sorting", "P = 0, 0 glimpses", 0.5), ("sorting", "P = 1, 0 glimpses", 0.4),
               ("sorting", "P = 5, 0 glimpses", five), ("sorting", "P = 0, 1 glimpses", glimpse),
-              ("star", "head first, 500 samples", 1.0), ("star", "head last, 500 samples", few),
-              ("star", "head first, 20,000 samples", 0.1), ("star", "head last, 20,000 samples", many),
+              ("star", "head first, 500 samples", 1.0), ("star", "head last, 500 samples", few_samples),
+              ("star", "head first, 20,000 samples", 0.1), ("star", "head last, 20,000 samples", many_samples),
               ("5-grams", "in order", 200.0), ("5-grams", "as 5 1 3 4 2", other),
               ("5-grams", "search over both", search), ("5-grams", "sets easier in order", share)]
     return [{"part": part, "system": system, "mean": value, **{f"seed {i}": value for i in (1, 2, 3)}}

@@ -38,7 +38,7 @@ dna = st.text("ACGT", min_size=0, max_size=40)
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_codes_are_those_of_biopython(code: int) -> None:
+def test_genetic_codes_equal_biopythons(code: int) -> None:
     tables = pytest.importorskip("Bio.Data.CodonTable")
     table = tables.unambiguous_dna_by_id[code]
     assert codons_of(code) == {codon: table.forward_table.get(codon, "*") for codon in CODONS} and len(CODONS) == 64
@@ -47,15 +47,15 @@ def test_codes_are_those_of_biopython(code: int) -> None:
 
 @quick
 @given(dna, st.sampled_from(list(CODES)))
-def test_translation_is_that_of_biopython(letters: str, code: int) -> None:
+def test_translation_equals_biopythons(letters: str, code: int) -> None:
     seq = pytest.importorskip("Bio.Seq")
-    whole = letters[: len(letters) // 3 * 3]
-    assert translate(letters, code) == str(seq.Seq(whole).translate(table=code))
+    codons = letters[: len(letters) // 3 * 3]
+    assert translate(letters, code) == str(seq.Seq(codons).translate(table=code))
     assert translate(letters.replace("T", "U").lower(), code) == translate(letters, code)
     residues = codons_of(code)
-    assert translate(letters, code) == "".join(residues[whole[i : i + 3]] for i in range(0, len(whole), 3))
+    assert translate(letters, code) == "".join(residues[codons[i : i + 3]] for i in range(0, len(codons), 3))
     gene = translate(letters, code, gene=True)
-    assert "*" not in gene and (gene[:1] == "M") == (bool(gene) and whole[:3] in (*CODES[code][1], "ATG"))
+    assert "*" not in gene and (gene[:1] == "M") == (bool(gene) and codons[:3] in (*CODES[code][1], "ATG"))
 
 
 def test_whole_genes_and_unknown_letters() -> None:
@@ -101,66 +101,68 @@ def test_features_are_read(tmp_path: Path) -> None:
 # -- pairs
 
 
-def made_up(count: int, seed: int = 0, least: int = 4) -> list[tuple[str, str]]:
+def synthetic_pairs(count: int, seed: int = 0, shortest: int = 4) -> list[tuple[str, str]]:
     draw = np.random.default_rng(seed)
     sense = [codon for codon, residue in codons_of(11).items() if residue != "*"]
-    found = ["".join(draw.choice(sense, draw.integers(least, 14))) for _ in range(count)]
-    return [(each, translate(each, 11)) for each in found]
+    results = ["".join(draw.choice(sense, draw.integers(shortest, 14))) for _ in range(count)]
+    return [(gene, translate(gene, 11)) for gene in results]
 
 
 @quick
 @given(st.sampled_from(list(NEGATIVES)), st.integers(0, 999))
-def test_negatives_match_what_they_promise(how: str, seed: int) -> None:
-    pairs = made_up(30, seed)
-    wrong = matched_negatives(pairs, how, seed)
-    assert wrong == matched_negatives(pairs, how, seed) and [a for a, _ in wrong] == [a for a, _ in pairs]
-    for (first, second), (_, other) in zip(pairs, wrong):
-        if how in ("other", "length"):
+def test_matched_negatives_keep_their_property(method: str, seed: int) -> None:
+    pairs = synthetic_pairs(30, seed)
+    negatives = matched_negatives(pairs, method, seed)
+    assert negatives == matched_negatives(pairs, method, seed) and [a for a, _ in negatives] == [a for a, _ in pairs]
+    for (first, second), (_, other) in zip(pairs, negatives):
+        if method in ("other", "length"):
             assert other in {b for _, b in pairs} - {second}
-        if how == "length":
+        if method == "length":
             assert abs(len(other) - len(second)) == min(abs(len(b) - len(second)) for _, b in pairs if b != second)
-        if how in ("composition", "mutation", "mutations", "frameshift"):
+        if method in ("composition", "mutation", "mutations", "frameshift"):
             assert len(other) == len(second)
-        if how == "composition":
+        if method == "composition":
             assert Counter(other) == Counter(second) and other != second
-        if how.startswith("mutation"):
-            assert sum(a != b for a, b in zip(other, second)) == (1 if how == "mutation" else 3)
-        if how == "frameshift":
+        if method.startswith("mutation"):
+            assert sum(a != b for a, b in zip(other, second)) == (1 if method == "mutation" else 3)
+        if method == "frameshift":
             lost = (first[:at] + first[at + 1 :] + base for at in range(len(first) // 2) for base in "ACGT")
-            assert other in {translate(each, 11) for each in lost}
-    oracle = [translate(first, 11) == second for first, second in [*pairs, *wrong]]
-    assert all(oracle[:30]) and (how == "frameshift" or not any(oracle[30:]))
+            assert other in {translate(gene, 11) for gene in lost}
+    oracle = [translate(first, 11) == second for first, second in [*pairs, *negatives]]
+    assert all(oracle[:30]) and (method == "frameshift" or not any(oracle[30:]))
 
 
-def test_negatives_that_cannot_be() -> None:
-    for pairs, how, match in (([("AAA", "K")], "other", "no other pair"), ([("AAA", "KK")], "composition", "one order"),
-                              ([("AAA", "KK")], "mutation", "no two letters"), ([("A", "K")], "colour", "unknown")):
+def test_impossible_negatives_are_refused() -> None:
+    for pairs, method, match in (([("AAA", "K")], "other", "no other pair"),
+                                 ([("AAA", "KK")], "composition", "one order"),
+                                 ([("AAA", "KK")], "mutation", "no two letters"), ([("A", "K")], "colour", "unknown")):
         with pytest.raises(SegueError, match=match):
-            matched_negatives(pairs, how)
+            matched_negatives(pairs, method)
 
 
-@pytest.mark.parametrize("how, least, most", [("other", 0.75, 1.0), ("length", 0.4, 0.62), ("composition", 0.4, 0.6)])
-def test_what_lengths_alone_tell(how: str, least: float, most: float) -> None:
+@pytest.mark.parametrize("method, lowest, highest",
+                         [("other", 0.75, 1.0), ("length", 0.4, 0.62), ("composition", 0.4, 0.6)])
+def test_length_probe_accuracy_of_each_sort_of_negatives(method: str, lowest: float, highest: float) -> None:
     """The floor of each sort of negatives: length tells other pairs, and nothing where it is matched."""
-    parts = [label_pairs(made_up(400, seed), (how,), seed) for seed in (0, 1)]
+    parts = [label_pairs(synthetic_pairs(400, seed), (method,), seed) for seed in (0, 1)]
     train, test = ((torch.from_numpy(length_features(pairs, 3.0)) / 20, torch.tensor(labels))
                    for pairs, labels in parts)
-    assert least <= probe("linear", train, test, epochs=30, rate=0.1) <= most
+    assert lowest <= probe("linear", train, test, epochs=30, rate=0.1) <= highest
 
 
 @quick
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(4, 40), st.integers(0, 1))
-def test_both_of_a_pair_are_kept(a: int, b: int, length: int, between: int) -> None:
+def test_both_sequences_of_a_pair_are_truncated_evenly(a: int, b: int, length: int, between: int) -> None:
     first, second = list(range(100, 100 + a)), list(range(200, 200 + b))
     batch = Batch.labelled_pairs([(first, second)], [1], length, [7] * between)
     row = batch.tokens[0, : int(batch.targets[0].argmax()) + 1].tolist()
-    kept = [sum(100 <= id < 200 for id in row), sum(id >= 200 for id in row)]
-    assert row == first[: kept[0]] + [7] * between + second[: kept[1]] and batch.tokens.shape[1] == length
+    lengths = [sum(100 <= id < 200 for id in row), sum(id >= 200 for id in row)]
+    assert row == first[: lengths[0]] + [7] * between + second[: lengths[1]] and batch.tokens.shape[1] == length
     if a + b + between <= length:
-        assert kept == [a, b]
+        assert lengths == [a, b]
     else:
-        assert sum(kept) == length - between and min(kept) >= 1
-        assert abs(kept[0] - (length - between) * a / (a + b)) <= 1
+        assert sum(lengths) == length - between and min(lengths) >= 1
+        assert abs(lengths[0] - (length - between) * a / (a + b)) <= 1
 
 
 @pytest.mark.parametrize("mixer", BACKBONES)
@@ -171,12 +173,12 @@ def test_the_last_symbol_decides(mixer: str) -> None:
     pairs = [([1, 2, 3], [4, 5]), ([6], [7, 8, 9, 1, 2]), ([3, 3], [3])]
     batch = Batch.labelled_pairs(pairs, [0, 1, 1])
     together = model(batch.tokens, batch.layout).logits[batch.targets >= 0]
-    alone = [model(torch.tensor([[*a, *b]])).logits[0, -1] for a, b in pairs]
-    assert torch.allclose(together, torch.stack(alone), atol=1e-10)
+    single = [model(torch.tensor([[*a, *b]])).logits[0, -1] for a, b in pairs]
+    assert torch.allclose(together, torch.stack(single), atol=1e-10)
     rows = torch.nn.functional.one_hot(batch.tokens, 12).double().requires_grad_()
     model(rows, batch.layout).logits[batch.targets >= 0].sum().backward()
-    behind = torch.arange(6) >= torch.tensor([[5], [6], [3]])
-    assert rows.grad is not None and float(rows.grad[behind].abs().sum()) == 0
+    is_padding = torch.arange(6) >= torch.tensor([[5], [6], [3]])
+    assert rows.grad is not None and float(rows.grad[is_padding].abs().sum()) == 0
     assert float(rows.grad[:, 0].abs().sum()) > 0
 
 
@@ -186,13 +188,13 @@ def test_pairs_are_learned_and_shuffled_labels_are_not(mixer: str) -> None:
     codec, draw = LetterCodec("abcd"), np.random.default_rng(0)
     words = ["".join(draw.choice(list("abcd"), 2)) for _ in range(600)]
     pairs = [(codec.encode(a).tolist(), codec.encode(b).tolist()) for a, b in zip(words, words)]
-    wrong = [(codec.encode(a).tolist(), codec.encode(b).tolist())
-             for a, b in zip(words, [draw.choice([w for w in words if w != a]) for a in words])]
+    unequal = [(codec.encode(a).tolist(), codec.encode(b).tolist())
+               for a, b in zip(words, [draw.choice([w for w in words if w != a]) for a in words])]
     labels = [1] * 600 + [0] * 600
     shuffled = draw.permutation(labels).tolist()
-    found = {}
-    for name, told in (("true", labels), ("shuffled", shuffled)):
-        every = Batch.labelled_pairs([*pairs, *wrong], told)
+    results = {}
+    for name, targets in (("true", labels), ("shuffled", shuffled)):
+        every = Batch.labelled_pairs([*pairs, *unequal], targets)
         torch.manual_seed(0)
         model = Classifier(Stack(StackConfig(5, 24, [mixer], learned_positions=4)), LinearHead(24, 2, bias=False))
 
@@ -202,8 +204,8 @@ def test_pairs_are_learned_and_shuffled_labels_are_not(mixer: str) -> None:
         learn(model, rows, 80 if name == "true" else 30, rate=1e-2, objective=ClassLoss("all"))
         with torch.no_grad():
             guess = model.eval()(every.tokens).logits[:, -1].argmax(-1)
-        found[name] = float((guess == torch.tensor(labels)).float().mean())
-    assert found["true"] > 0.9 and abs(found["shuffled"] - 0.5) < 0.15
+        results[name] = float((guess == torch.tensor(labels)).float().mean())
+    assert results["true"] > 0.9 and abs(results["shuffled"] - 0.5) < 0.15
 
 
 # -- several sorts in one vocabulary
@@ -214,68 +216,68 @@ SORTS = {"dna": ["ACGTACGT" * 3, "GATTACA" * 4] * 4, "protein": ["MKVLA" * 5, "W
 
 
 def corpus(weights: dict[str, float] | None = None, tagged: bool = False) -> tuple[MixedCorpus, BPECodec]:
-    codec = BPECodec.train([each for some in SORTS.values() for each in some], 300, pattern=None)
-    stores = {name: of([each.encode() for each in some], kind="text").encode(codec) for name, some in SORTS.items()}
+    codec = BPECodec.train([text for texts in SORTS.values() for text in texts], 300, pattern=None)
+    stores = {name: of([text.encode() for text in texts], kind="text").encode(codec) for name, texts in SORTS.items()}
     return MixedCorpus(stores, codec.size, weights, tagged), codec
 
 
-def test_a_bpe_over_mixed_files() -> None:
+def test_a_bpe_over_mixed_files_round_trips_and_equals_tokenizers() -> None:
     """Bytes come back, merges go over blanks, and are those of the tokenizers library."""
     tokenizers = pytest.importorskip("tokenizers")
-    texts = [each for some in SORTS.values() for each in some]
+    texts = [text for sort_texts in SORTS.values() for text in sort_texts]
     codec = BPECodec.train(texts, 300, pattern=None)
-    for each in (*texts, b"\xff\x00 any bytes", "Gr\u00fc\u00dfe"):
-        assert codec.decode(codec.encode(each)) == (each if isinstance(each, bytes) else each.encode())
+    for text in (*texts, b"\xff\x00 any bytes", "Gr\u00fc\u00dfe"):
+        assert codec.decode(codec.encode(text)) == (text if isinstance(text, bytes) else text.encode())
     assert any(b" " in piece[1:] and piece.strip() != piece[1:] for piece in codec.pieces if len(piece) > 3)
-    theirs = tokenizers.ByteLevelBPETokenizer(add_prefix_space=False)
-    theirs._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    theirs.train_from_iterator(texts, 299, min_frequency=0, show_progress=False)
-    for each in texts:
-        ours = [codec.tokenizer.id_to_token(int(id)) for id in codec.encode(each)]
-        assert ours == theirs.encode(each).tokens
+    reference = tokenizers.ByteLevelBPETokenizer(add_prefix_space=False)
+    reference._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    reference.train_from_iterator(texts, 299, min_frequency=0, show_progress=False)
+    for text in texts:
+        actual = [codec.tokenizer.id_to_token(int(id)) for id in codec.encode(text)]
+        assert actual == reference.encode(text).tokens
 
 
 @quick
 @given(st.tuples(*[st.floats(0.0, 5.0)] * 3), st.integers(1, 9), st.integers(0, 40))
-def test_sorts_come_by_their_weights(weights: tuple[float, ...], rows: int, step: int) -> None:
+def test_mixed_batches_follow_their_weights(weights: tuple[float, ...], rows: int, step: int) -> None:
     named = dict(zip(SORTS, weights))
     if max(weights) == 0:
         return
     mixed, _ = corpus(named, tagged=True)
     batches = mixed.batches(16, rows, seed=1, packing=False)
-    batch, again = batches(step), mixed.batches(16, rows, seed=1, packing=False)(step)
-    assert torch.equal(batch.tokens, again.tokens) and batch.tokens.shape == (rows, 16)
+    batch, repeated = batches(step), mixed.batches(16, rows, seed=1, packing=False)(step)
+    assert torch.equal(batch.tokens, repeated.tokens) and batch.tokens.shape == (rows, 16)
     dealt = np.bincount(mixed.row_sorts(0, 900), minlength=3) / 900
     assert np.abs(dealt - mixed.shares).max() < 0.01
 
 
 @pytest.mark.parametrize("tagged", [False, True])
-def test_rows_of_a_step_are_rows_of_the_sorts(tagged: bool) -> None:
+def test_mixed_epochs_show_every_row_once(tagged: bool) -> None:
     """Over some steps each sort gives every row of its epoch before one comes again, and documents begin with tags."""
     mixed, codec = corpus({"dna": 2.0, "protein": 1.0, "text": 1.0}, tagged)
     assert mixed.size == codec.size + 3 * tagged and [mixed.tag(name) - codec.size for name in SORTS] == [0, 1, 2]
     batches = mixed.batches(64, 4, packing=False)
-    seen: dict[str, list[str]] = {name: [] for name in SORTS}
+    rows_by_sort: dict[str, list[str]] = {name: [] for name in SORTS}
     for batch in map(batches, range(10)):
         for tokens, targets in zip(batch.tokens, batch.targets):
-            said = codec.decode([id for id in targets.tolist() if 0 <= id < codec.size]).decode()
-            name = next(name for name, some in SORTS.items() if said in some)
+            row_text = codec.decode([id for id in targets.tolist() if 0 <= id < codec.size]).decode()
+            name = next(name for name, sort_texts in SORTS.items() if row_text in sort_texts)
             assert int(tokens[0]) == (mixed.tag(name) if tagged else codec.bos)
-            seen[name].append(said)
-    assert abs(len(seen["dna"]) - 20) <= 1
-    for name, said in seen.items():
-        assert Counter(said[:8]) == Counter(SORTS[name])
+            rows_by_sort[name].append(row_text)
+    assert abs(len(rows_by_sort["dna"]) - 20) <= 1
+    for name, row_text in rows_by_sort.items():
+        assert Counter(row_text[:8]) == Counter(SORTS[name])
     by_tokens = corpus()[0].shares
     assert by_tokens.sum() == pytest.approx(1) and by_tokens.argmax() == 2
-    for wrong in ({"dna": 1.0}, dict.fromkeys(SORTS, 0.0), {**dict.fromkeys(SORTS, 1.0), "dna": -1.0}):
+    for bad_weights in ({"dna": 1.0}, dict.fromkeys(SORTS, 0.0), {**dict.fromkeys(SORTS, 1.0), "dna": -1.0}):
         with pytest.raises(SegueError, match="weight"):
-            corpus(wrong)
+            corpus(bad_weights)
     with pytest.raises(SegueError, match="no sort 'rna'"):
         mixed.tag("rna")
 
 
 @pytest.mark.parametrize("mixer", ["mamba", "lstm"])
-def test_a_model_of_several_sorts(mixer: str) -> None:
+def test_a_model_of_mixed_data_follows_its_tag(mixer: str) -> None:
     """By its tag a model knows with which sort it is to begin."""
     mixed, codec = corpus(dict.fromkeys(SORTS, 1.0), tagged=True)
     torch.manual_seed(0)
@@ -283,14 +285,14 @@ def test_a_model_of_several_sorts(mixer: str) -> None:
     learn(model, mixed.batches(32, 12), 60, rate=5e-3)
     with torch.no_grad():
         first = model.eval()(torch.tensor([[mixed.tag(name)] for name in SORTS])).logits[:, -1].argmax(-1)
-    for id, (name, some) in zip(first.tolist(), SORTS.items()):
-        assert any(each.encode().startswith(codec.decode([id])) for each in some), name
+    for id, (name, sort_texts) in zip(first.tolist(), SORTS.items()):
+        assert any(text.encode().startswith(codec.decode([id])) for text in sort_texts), name
 
 
 # -- all runs
 
 
-def test_a_sweep_tells_all_runs() -> None:
+def test_a_sweep_reports_all_runs() -> None:
     sweep = Sweep((0.0, 0.1, 0.2, 0.3, 0.4))
     assert sweep.mean == pytest.approx(0.2)
     assert sweep.error == pytest.approx(np.std(sweep.values, ddof=1) / math.sqrt(5))

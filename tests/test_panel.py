@@ -11,22 +11,22 @@ from segue.papers.sequence_generation_metrics import CLAIMS, CORRUPTIONS, LEVELS
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_damages_grow_with_their_level_and_begin_at_nothing(name: str) -> None:
+def test_corruption_grows_with_its_level_from_zero(name: str) -> None:
     texts = [[f"{i}-{j}" for j in range(WORDS)] for i in range(20)]
-    known = [[f"old {i}-{j}" for j in range(WORDS)] for i in range(40)]
+    other_texts = [[f"old {i}-{j}" for j in range(WORDS)] for i in range(40)]
     changed = []
     for level in LEVELS:
-        found = CORRUPTIONS[name](texts, level, known, np.random.default_rng(1))
-        assert len(found) == len(texts) and all(found)
-        changed.append(sum(word != had for text, old in zip(found, texts)
+        results = CORRUPTIONS[name](texts, level, other_texts, np.random.default_rng(1))
+        assert len(results) == len(texts) and all(results)
+        changed.append(sum(word != had for text, old in zip(results, texts)
                            for word, had in zip(text + [""] * (WORDS - len(text)), old)))
     assert changed[0] == 0 and changed == sorted(changed) and changed[-1] > changed[1] > 0
 
 
-def test_directions_are_those_of_the_table() -> None:
+def test_metric_directions_equal_the_table() -> None:
     rising = [1.0, 2.0, 3.0, 4.0, 5.0]
-    found = [detect("Brier", rising), -detect("BLEU", rising), detect("MAUVE (GRU)", rising[::-1])]
-    assert found == pytest.approx([1, 1, 1])
+    results = [detect("Brier", rising), -detect("BLEU", rising), detect("MAUVE (GRU)", rising[::-1])]
+    assert results == pytest.approx([1, 1, 1])
     assert detect("novelty", [3.0, 2.0, 5.0, 0.0, 9.0]) == pytest.approx(1)  # how far from the undamaged
     assert detect("BLEU", [1.0] * 5) == 0
 
@@ -51,6 +51,6 @@ def table(**change: float) -> list[Row]:
     ({"BLEU/drop!": 0.5}, "refuted"), ({"MRR/noise!": 0.0}, "refuted"), ({"distinct-1/cut!": -1.0}, "confirmed"),
     ({"BLEU/drop": 0.5, "chrF/cut": 0.2}, "inconclusive")])
 def test_the_rule_of_the_panel(change: dict[str, float], verdict: str) -> None:
-    found, reason = claim("sequence-generation-metrics").judge(table(**change))
-    assert found == verdict
+    results, reason = claim("sequence-generation-metrics").judge(table(**change))
+    assert results == verdict
     assert ("distinct-1 rewards cut" in reason) == ("distinct-1/cut!" in change)

@@ -20,7 +20,7 @@ REPORTS = sorted((ROOT / "benchmarks" / "results" / "claims").glob("*-[cg]pu.jso
 CLAIMS = [slug for slug, paper in PAPERS.items() if paper.module]
 
 
-def test_the_table_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_papers_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(PAPERS) == 68  # 66 systems and two reference pages
     assert len({paper.title for paper in PAPERS.values()}) == len(PAPERS)
     for part in {part for paper in PAPERS.values() for part in paper.parts}:
@@ -44,13 +44,14 @@ def test_every_claim_runs_at_smoke_scale(slug: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
-def test_a_committed_report_is_what_its_claim_says_today(path: Path) -> None:
+def test_committed_reports_agree_with_their_claims(path: Path) -> None:
     """The rule was not bent after the run, and the verdict follows from the table by it."""
     report = json.loads(path.read_text(encoding="utf-8"))
-    told = claim(report["slug"]).at(report["scale"])
-    assert path.stem == f"{told.slug}-{report['scale']}" and path.with_suffix(".png").exists()
-    assert (report["statement"], report["rule"], report["paper"]) == (told.statement, told.rule, dict(told.paper))
-    assert told.judge(report["table"]) == (report["verdict"], report["reason"])
+    current_claim = claim(report["slug"]).at(report["scale"])
+    assert path.stem == f"{current_claim.slug}-{report['scale']}" and path.with_suffix(".png").exists()
+    assert (report["statement"], report["rule"],
+            report["paper"]) == (current_claim.statement, current_claim.rule, dict(current_claim.paper))
+    assert current_claim.judge(report["table"]) == (report["verdict"], report["reason"])
 
 
 # What would have to be found for another verdict: rows of a committed table by their columns, and what they then say.
@@ -131,11 +132,11 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
                          ids=[f"{slug}, {verdict}" for slug, _, verdict in OTHERWISE])
 def test_a_rule_can_come_to_each_verdict(slug: str, changes: list[Change], verdict: str) -> None:
     table = json.loads((ROOT / "benchmarks" / "results" / "claims" / f"{slug}-cpu.json").read_text("utf-8"))["table"]
-    for where, instead in changes:
-        rows = [row for row in table if all(row.get(name) == value for name, value in where.items())]
+    for conditions, replacements in changes:
+        rows = [row for row in table if all(row.get(name) == value for name, value in conditions.items())]
         assert rows
         for row in rows:
-            row.update(instead)
+            row.update(replacements)
     assert claim(slug).judge(table)[0] == verdict
 
 
@@ -163,7 +164,7 @@ def counting(calls: list[str]) -> Claim:
                  lambda figure, table: None, scales=("cpu",))
 
 
-def test_an_interrupted_claim_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_claim_resumes(tmp_path: Path) -> None:
     calls: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         run_claim(counting(calls), out=tmp_path, quiet=True)
@@ -196,8 +197,8 @@ def logs(gru: float, graph: float) -> list[Row]:
     rows: list[Row] = [{"log": log, "method": method, "Brier": 0.02 * r, "to AKOM": r} for log in ("A", "B")
                        for method, r in (("AKOM", 1.0), ("GRU", gru), ("directly-follows graph", graph),
                                          ("ALERGIA", 1.3))]
-    return rows + [{"log": "B", "method": f"AKOM, order {k}, {way} start symbol", "Brier": 0.02}
-                   for k in (4, 12) for way in ("with", "without")]
+    return rows + [{"log": "B", "method": f"AKOM, order {k}, {presence} start symbol", "Brier": 0.02}
+                   for k in (4, 12) for presence in ("with", "without")]
 
 
 @pytest.mark.parametrize(("gru", "graph", "verdict"), [
@@ -238,8 +239,8 @@ def recalled(full: float, mixed: float, local: float, pairs: float) -> list[Row]
     rows = [("all full", full, 1.0), ("2 full at the bottom", mixed, pairs), ("1 full at the bottom", 0.9, 0.3),
             ("all local", local, 0.1), ("all full, then 2 full at the bottom", 0.9, pairs)]
     text: list[Row] = [{"part": "novels", "layers": name, "accuracy": None, "nats": 2.0} for name, *_ in rows]
-    return text + [{"part": "recall", "layers": name, "accuracy": right, "pairs": part, "steps": 100}
-                   for name, right, part in rows]
+    return text + [{"part": "recall", "layers": name, "accuracy": accuracy, "pairs": part, "steps": 100}
+                   for name, accuracy, part in rows]
 
 
 @pytest.mark.parametrize(("values", "verdict"), [
@@ -257,9 +258,9 @@ def test_the_rule_of_masformer(values: tuple[float, float, float, float], verdic
     ({"calls": 0.51}, "inconclusive")])
 def test_the_rule_of_skipdecode(change: dict[str, float], verdict: str) -> None:
     nats = {"full": 1.0, "2x": 1.02, "2x, no warm-up": 1.03, "2x, bottom layers": 1.021, "2x, constant depth": 1.021}
-    rows: list[Row] = [{"arm": arm, "nats": change.get(arm, each), "before": change.get("before", 1.5),
+    rows: list[Row] = [{"arm": arm, "nats": change.get(arm, nats_of_arm), "before": change.get("before", 1.5),
                         "calls": change.get("calls", 0.5), "times": change.get("times", 1.5)}
-                       for arm, each in nats.items()]
+                       for arm, nats_of_arm in nats.items()]
     assert claim("skipdecode").judge(rows)[0] == verdict
 
 
@@ -270,8 +271,8 @@ def test_the_rule_of_the_music_transformer(gaps: tuple[float, float], looked_up:
     rows: list[Row] = [{"part": "chorales", "arm": arm, "seed": seed, "nats": 1.0 - saved}
                        for seed, gap in enumerate(gaps)
                        for arm, saved in (("sinusoids", 0.0), ("sinusoids + relative", gap))]
-    rows += [{"part": "memory", "arm": how, "length": n, "MiB": n * size} for n in (128, 256)
-             for how, size in (("skewed", 1.0), ("looked up", looked_up))]
+    rows += [{"part": "memory", "arm": form, "length": n, "MiB": n * size} for n in (128, 256)
+             for form, size in (("skewed", 1.0), ("looked up", looked_up))]
     assert claim("music-transformer").judge(rows)[0] == verdict
 
 
@@ -289,10 +290,10 @@ def test_the_rule_of_faster_and_lighter(change: dict[str, float], verdict: str) 
     for key, arm in (("full", FULL), ("sparse", SPARSE), ("low", LOW), ("kernel", KERNEL)):
         rows += [{"part": task, "arm": arm, "measure": "accuracy", "length": 64, "value": value[key]}
                  for task in ("digits", "ListOps")]
-        rows += [{"part": "cost", "arm": name, "measure": what, "length": 512, "value": value[f"{key} {what}"]}
-                 for name in ([arm, "full, unfused"] if arm == FULL else [arm]) for what in ("seconds", "MiB")]
-    rows += [{"part": "general", "arm": "blocks recomputed", "measure": what, "length": 64, "value": number}
-             for what, number in (("memory", value["memory"]), ("seconds", 1.3))]
+        rows += [{"part": "cost", "arm": name, "measure": measure, "length": 512, "value": value[f"{key} {measure}"]}
+                 for name in ([arm, "full, unfused"] if arm == FULL else [arm]) for measure in ("seconds", "MiB")]
+    rows += [{"part": "general", "arm": "blocks recomputed", "measure": measure, "length": 64, "value": number}
+             for measure, number in (("memory", value["memory"]), ("seconds", 1.3))]
     pupils = {"full": 0.9, "half the weights pruned": value["pruned"], "half the width": 0.85,
               "half the width, taught": value["taught"]}
     rows += [{"part": f"general {seed}", "arm": arm, "measure": "accuracy", "length": 64, "value": number}
@@ -317,9 +318,9 @@ def test_the_rule_of_hydra_heads(values: tuple[float, float, float, float, float
 
 def stream_of_digits(pcr: float, tuned: float, forgotten: float, ahead: int) -> list[Row]:
     arms = {"ER, cosine head": (0.6, 0.3), "PCR": (pcr, forgotten), "HPCR": (0.6, 0.1), "HPCR, tuned": (tuned, 0.1)}
-    return [{"stream": "digits", "reader": "gru", "arm": arm, "accuracy": right, "forgetting": lost,
+    return [{"stream": "digits", "reader": "gru", "arm": arm, "accuracy": accuracy, "forgetting": lost,
              "by seed": [0.7 if arm == "PCR" and seed < ahead else 0.6 for seed in range(5)]}
-            for arm, (right, lost) in arms.items()]
+            for arm, (accuracy, lost) in arms.items()]
 
 
 @pytest.mark.parametrize(("pcr", "tuned", "forgotten", "ahead", "verdict"), [
@@ -332,8 +333,8 @@ def test_the_rule_of_hpcr(pcr: float, tuned: float, forgotten: float, ahead: int
 def packages(after: float, first: float, star: float, cost: float) -> list[Row]:
     rows = [("SEQ", 0.2, 1.0), ("P+W+FixBC+Cos (SEQ*)", star, cost), ("EWC", 0.25, 1.0),
             ("random backbone, P+W+FixBC+Cos (SEQ*)", 0.1, cost)]
-    return [{"stream": "code", "arm": arm, "A_T": right, "first": first, "probe before": 0.5, "probe after": after,
-             "cost to SEQ": spent} for arm, right, spent in rows]
+    return [{"stream": "code", "arm": arm, "A_T": accuracy, "first": first, "probe before": 0.5, "probe after": after,
+             "cost to SEQ": spent} for arm, accuracy, spent in rows]
 
 
 @pytest.mark.parametrize(("after", "first", "star", "cost", "verdict"), [
@@ -382,8 +383,8 @@ def short_streams(kind: str, fall: float, gain: float, same: float, hard: float)
     rows = [("base", "clean", 0.6, 0.1), ("many", "clean", 0.6 - fall, 0.1), ("long", "clean", 0.2, gain),
             ("instances", "clean", 0.5, same), ("instances", "noise 40%", hard, 0.1),
             ("instances", "occlusion 40%", hard, 0.1)]
-    return [{"rows": kind, "task": task, "test": test, "arm": arm, "accuracy": right, "over tune": over,
-             "gain +-": 0.02} for task, test, right, over in rows for arm in ("tune", "tune + replay")]
+    return [{"rows": kind, "task": task, "test": test, "arm": arm, "accuracy": accuracy, "over tune": over,
+             "gain +-": 0.02} for task, test, accuracy, over in rows for arm in ("tune", "tune + replay")]
 
 
 @pytest.mark.parametrize(("values", "verdict"), [
@@ -398,10 +399,11 @@ def test_the_rule_of_continual_few_shot(values: tuple[float, float, float, float
     assert judge(table + other)[0] == "inconclusive"
 
 
-def sparse_arms(sharp: float, raw: float, loose: float, alone: float) -> list[Row]:
+def sparse_arms(sharp: float, raw: float, loose: float, single: float) -> list[Row]:
     arms = {"SHARP": sharp, "replay of inputs, all classes": raw, "SHARP without freezing": loose,
-            "SHARP without replay": alone, "fine-tuning": 0.2}
-    return [{"trunk": "convolution", "arm": arm, "accuracy": right, "forgetting": 0.1} for arm, right in arms.items()]
+            "SHARP without replay": single, "fine-tuning": 0.2}
+    return [{"trunk": "convolution", "arm": arm, "accuracy": accuracy, "forgetting": 0.1}
+            for arm, accuracy in arms.items()]
 
 
 @pytest.mark.parametrize(("values", "verdict"), [

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from weights import shake
 
 from segue.analysis.influence import prompt_mass, prompt_sensitivity
 from segue.decoding import generate
@@ -25,25 +26,24 @@ EVERY = [dict(zip(PARTS, chosen)) for chosen in itertools.product((False, True),
 
 def stack(mixer: str = "palm", depth: int = 2, **options: Any) -> Stack:
     torch.manual_seed(0)
-    made = Stack(StackConfig(11, 16, [mixer] * depth, {mixer: {"heads": 2, **options}})).double().eval()
-    for parameter in made.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return made
+    model = Stack(StackConfig(11, 16, [mixer] * depth, {mixer: {"heads": 2, **options}})).double().eval()
+    shake(model, 0.3)
+    return model
 
 
 def pairs(sources: list[int], targets: int, seed: int = 0) -> Batch:
     """Rows of a source and a target, of which each element is predicted; what follows a shorter row is junk."""
     tokens = torch.randint(11, (len(sources), max(sources) + targets), generator=torch.Generator().manual_seed(seed))
     lengths, index = torch.tensor(sources)[:, None], torch.arange(tokens.shape[1])
-    asked = (index >= lengths - 1) & (index < lengths + targets - 1)
-    return Batch(tokens, torch.where(asked, tokens.roll(-1, 1), -1), prompt=index < lengths)
+    is_target = (index >= lengths - 1) & (index < lengths + targets - 1)
+    return Batch(tokens, torch.where(is_target, tokens.roll(-1, 1), -1), prompt=index < lengths)
 
 
 # --- a language model is an encoder-decoder, restricted ------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_a_language_model_is_a_regularized_encoder_decoder() -> None:
+def test_a_language_model_equals_a_regularized_encoder_decoder() -> None:
     """An encoder and a decoder with the same weights, of which the decoder's layer l has one softmax over the encoder's
     layer l and itself, the encoder looks back only, and positions go on: the logits are those of a language model."""
     model, tokens, m = stack("attention", 3), torch.randint(11, (2, 12)), 5
@@ -77,24 +77,24 @@ def test_a_language_model_is_a_regularized_encoder_decoder() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("parts", [{"partial": True, "segments": True, "bidirectional": False, "restart": False},
                                    dict.fromkeys(PARTS, False)])
-def test_a_trained_language_model_is_at_first_unchanged(parts: dict[str, bool]) -> None:
+def test_added_parts_leave_a_trained_model_unchanged_at_first(parts: dict[str, bool]) -> None:
     """With the new projection and the vectors of segments at zero, as they begin."""
-    plain, batch = stack("attention"), pairs([3, 6], 5)
+    trained, batch = stack("attention"), pairs([3, 6], 5)
     torch.manual_seed(1)
     palm = Stack(StackConfig(11, 16, ["palm"] * 2, {"palm": {"heads": 2, **parts}})).double()
-    weights = {name.replace("mixer.", "mixer.attention."): value for name, value in plain.state_dict().items()}
+    weights = {name.replace("mixer.", "mixer.attention."): value for name, value in trained.state_dict().items()}
     missing, unknown = palm.load_state_dict(weights, strict=False)
     assert not unknown and all(any(new in name for new in ("source", "kinds", "mixer.norm")) for name in missing)
-    assert torch.equal(palm(batch.tokens, batch.layout).logits, plain(batch.tokens).logits)
+    assert torch.equal(palm(batch.tokens, batch.layout).logits, trained(batch.tokens).logits)
 
 
-def test_without_any_part_it_is_attention() -> None:
+def test_partial_attention_without_parts_equals_attention() -> None:
     torch.manual_seed(0)
     a = Stack(StackConfig(11, 16, ["palm"], {"palm": {"heads": 2, **dict.fromkeys(PARTS, False)}}))
     torch.manual_seed(0)
     b = Stack(StackConfig(11, 16, ["attention"], {"attention": {"heads": 2}}))
-    for (name, one), other in zip(a.named_parameters(), b.parameters(), strict=True):
-        assert torch.equal(one, other), name
+    for (name, actual), expected in zip(a.named_parameters(), b.parameters(), strict=True):
+        assert torch.equal(actual, expected), name
 
 
 # --- the mixer against its definition ------------------------------------------------------------------------------
@@ -108,12 +108,12 @@ def by_definition(mixer: PartialAttention, x: Tensor, m: int) -> Tensor:
     if mixer.kinds is not None:
         x = x + mixer.kinds.weight[kind]
 
-    def attention(part: Any, x: Tensor, seen: Any) -> Tensor:
+    def attention(part: Any, x: Tensor, is_visible: Any) -> Tensor:
         q, k, v = part.qkv(x).view(n, 3, 2, -1).permute(1, 2, 0, 3)
         q, k = (rotate(y[None], torch.tensor([place]), part.frequencies)[0] for y in (q, k))
         rows = []
         for i in range(n):
-            keys = [j for j in range(n) if seen(i, j)]
+            keys = [j for j in range(n) if is_visible(i, j)]
             scores = torch.einsum("he,hje->hj", q[:, i], k[:, keys]) / math.sqrt(q.shape[-1])
             rows.append(torch.einsum("hj,hje->he", scores.softmax(-1), v[:, keys]).flatten() if keys else
                         x.new_zeros(q.shape[0] * q.shape[2]))
@@ -128,7 +128,7 @@ def by_definition(mixer: PartialAttention, x: Tensor, m: int) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("parts", EVERY)
-def test_against_its_definition(parts: dict[str, bool]) -> None:
+def test_partial_attention_equals_its_definition(parts: dict[str, bool]) -> None:
     """Prompts of several lengths, one of them none, alone and packed in one row."""
     mixer = stack(**parts).blocks[0].mixer
     assert isinstance(mixer, PartialAttention)
@@ -145,33 +145,33 @@ def test_against_its_definition(parts: dict[str, bool]) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("parts", EVERY)
-def test_decoding_is_the_full_forward(parts: dict[str, bool]) -> None:
+def test_decoding_equals_the_full_forward(parts: dict[str, bool]) -> None:
     """Prompts of different lengths together, step by step and with drafts as trees; what stands in the padding of a
     shorter prompt is never seen."""
     model, prompts = stack(**parts), [[1, 5, 2, 7, 7, 3], [4], [9, 2, 8, 9, 2, 8, 9]]
-    wanted = []
+    expected = []
     for prompt in prompts:
         said: list[int] = []
         for _ in range(8):
             tokens = torch.tensor([prompt + said])
-            told = Layout.chain((1, tokens.shape[1]), prompt=torch.arange(tokens.shape[1])[None] < len(prompt))
-            said.append(int(model(tokens, told).logits[0, -1].argmax()))
-        wanted.append(said)
-    assert [answer.tokens for answer in generate(model, prompts, 8)] == wanted
-    assert [answer.tokens for answer in generate(model, prompts, 8, draft="both")] == wanted
-    seen = []
+            layout = Layout.chain((1, tokens.shape[1]), prompt=torch.arange(tokens.shape[1])[None] < len(prompt))
+            said.append(int(model(tokens, layout).logits[0, -1].argmax()))
+        expected.append(said)
+    assert [answer.tokens for answer in generate(model, prompts, 8)] == expected
+    assert [answer.tokens for answer in generate(model, prompts, 8, draft="both")] == expected
+    padded_logits = []
     for junk in (0, 10):
         state = model.init_state(3)
         state.prompt = torch.tensor(list(map(len, prompts)))
         table = torch.tensor([prompt + [junk] * (7 - len(prompt)) for prompt in prompts])
         model.extend(table, state)
         state.commit(counts=state.prompt)
-        seen.append(model.extend(torch.tensor([[1], [2], [3]]), state).logits)
-    assert torch.equal(*seen)
+        padded_logits.append(model.extend(torch.tensor([[1], [2], [3]]), state).logits)
+    assert torch.equal(*padded_logits)
 
 
 @pytest.mark.parametrize("pattern", ["palm+gru", "mamba+palm"])
-def test_with_mixers_the_paper_never_had(pattern: str) -> None:
+def test_partial_attention_in_mixed_stacks_decodes_exactly(pattern: str) -> None:
     torch.manual_seed(0)
     names = pattern.split("+")
     model = Stack(StackConfig(6, 8, names, {"palm": {"heads": 2, "prefix": 3}}))
@@ -179,7 +179,7 @@ def test_with_mixers_the_paper_never_had(pattern: str) -> None:
 
 
 @torch.no_grad()
-def test_only_the_prompt_is_kept_for_the_second_attention() -> None:
+def test_the_second_cache_holds_the_prompt_only() -> None:
     model = stack()
     state = model.init_state(2)
     state.prompt = torch.tensor([3, 5])
@@ -195,30 +195,30 @@ def test_only_the_prompt_is_kept_for_the_second_attention() -> None:
 # --- how much of the prompt is used --------------------------------------------------------------------------------
 
 
-def test_uniform_attention_forgets_its_prompt_as_it_speaks() -> None:
+def test_uniform_attention_to_the_prompt_decays_with_length() -> None:
     """Without queries each of m + i nodes has the same share."""
     model, batch = stack("attention"), pairs([6, 6], 9)
     for block in model.blocks:
         block.mixer.qkv.weight.data[:16] = 0  # type: ignore[union-attr, index]
     expected = torch.tensor([6 / (6 + i) for i in range(9)], dtype=torch.float64)
-    found = prompt_mass(model, batch.tokens, batch.layout, batch.targets >= 0)
-    torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+    results = prompt_mass(model, batch.tokens, batch.layout, batch.targets >= 0)
+    torch.testing.assert_close(results, expected, rtol=1e-14, atol=0)
 
 
 @torch.no_grad()
-def test_sensitivity_is_the_mean_divergence() -> None:
+def test_sensitivity_equals_the_mean_divergence() -> None:
     """Against a loop, of a prompt with one place to swap; and none where the swapped one cannot be seen."""
     model, batch = stack(), pairs([4, 4], 5)
     place = torch.zeros_like(batch.tokens, dtype=torch.bool)
     place[:, 2] = True
     batch.tokens[:, 2] = torch.tensor([3, 8])
-    found = prompt_sensitivity(model, batch.tokens, batch.layout, batch.targets >= 0, place, swaps=40)
-    assert (found > 0).all() and len(found) == 5
+    result = prompt_sensitivity(model, batch.tokens, batch.layout, batch.targets >= 0, place, swaps=40)
+    assert (result > 0).all() and len(result) == 5
     other = batch.tokens.clone()
     other[:, 2] = torch.tensor([8, 3])
     p, q = (model(tokens, batch.layout).logits.log_softmax(-1) for tokens in (batch.tokens, other))
-    whole = F.kl_div(q, p, reduction="none", log_target=True).sum(-1)[:, 3:8].mean(0)
-    assert 0.25 < float(found.sum() / whole.sum()) < 0.75  # half of the swaps draw what stood there
+    full_divergence = F.kl_div(q, p, reduction="none", log_target=True).sum(-1)[:, 3:8].mean(0)
+    assert 0.25 < float(result.sum() / full_divergence.sum()) < 0.75  # half of the swaps draw what stood there
     deaf, batch = stack("attention", window=2), pairs([9], 6)
     first = torch.arange(15)[None] < 1
     assert (prompt_sensitivity(deaf, batch.tokens, batch.layout, batch.targets >= 0, first) == 0).all()

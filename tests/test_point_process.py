@@ -45,103 +45,107 @@ def history(rows: int = 2, length: int = 7, types: int = 3,
 @pytest.mark.parametrize("mixer", BACKBONES)
 @pytest.mark.parametrize("head", ["decay", "query", "mixture"])
 @pytest.mark.parametrize("prompts", [None, PROMPTS])
-def test_nothing_knows_of_the_future(head: str, mixer: str, prompts: dict[str, int] | None) -> None:
+def test_the_model_is_causal(head: str, mixer: str, prompts: dict[str, int] | None) -> None:
     model = process(head, mixer, prompts=prompts)
     events, until, types = history()
     elapsed = until[..., None] * torch.tensor([0.3, 1.0], dtype=torch.float64)
 
-    def said(events: History) -> torch.Tensor:
+    def outputs_of(events: History) -> torch.Tensor:
         return model.compensators(events, elapsed)
 
-    before = said(events)
+    before = outputs_of(events)
     for at in range(1, 7):
         kinds, gaps = events.types.clone(), events.gaps.clone()
         kinds[:, at:], gaps[:, at:] = (kinds[:, at:] + 1) % 3, gaps[:, at:] * 3 + 1
-        after = said(History(kinds, gaps))
+        after = outputs_of(History(kinds, gaps))
         torch.testing.assert_close(after[:, :at], before[:, :at], atol=1e-9, rtol=0)
         assert not torch.allclose(after[:, at], before[:, at], atol=1e-6)
 
 
 @pytest.mark.parametrize("mixer", BACKBONES)
 @pytest.mark.parametrize("head", ["decay", "query"])
-def test_a_query_knows_of_no_other(head: str, mixer: str) -> None:
+def test_queries_do_not_affect_each_other(head: str, mixer: str) -> None:
     """Intensities asked for together are those asked for one by one, with prompts too."""
     model = process(head, mixer, prompts=PROMPTS)
     events, until, _ = history()
     elapsed = until[..., None] * torch.tensor([0.0, 0.2, 1.0, 5.0], dtype=torch.float64)
     together = model.intensities(events, elapsed)
-    alone = torch.cat([model.intensities(events, elapsed[..., i : i + 1]) for i in range(4)], 2)
-    torch.testing.assert_close(together, alone, atol=1e-9, rtol=0)
+    single = torch.cat([model.intensities(events, elapsed[..., i : i + 1]) for i in range(4)], 2)
+    torch.testing.assert_close(together, single, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("mixer", BACKBONES)
 @pytest.mark.parametrize("head", ["decay", "query", "mixture"])
 @pytest.mark.parametrize("prompts", [None, PROMPTS])
-def test_event_by_event_is_all_at_once(head: str, mixer: str, prompts: dict[str, int] | None) -> None:
+def test_event_by_event_equals_all_at_once(head: str, mixer: str, prompts: dict[str, int] | None) -> None:
     model = process(head, mixer, scale=2.0, prompts=prompts)
     events, _, _ = history()
     elapsed = torch.tensor([0.1, 1.0, 4.0], dtype=torch.float64).expand(2, 7, 3)
     past, all_hidden = model.begin(2), model._read(events)
-    whole = model.intensities(events, elapsed) if head != "mixture" else None
+    all_intensities = model.intensities(events, elapsed) if head != "mixture" else None
     for at in range(7):
         past = model.observe(events.types[:, at : at + 1], events.gaps[:, at : at + 1], past)
         torch.testing.assert_close(past.hidden, all_hidden[:, at], atol=1e-9, rtol=0)
-        if whole is not None:
-            torch.testing.assert_close(model.intensities_after(past, elapsed[:, at]), whole[:, at], atol=1e-9, rtol=0)
-    again = model.observe(events.types, events.gaps, model.begin(2))
-    torch.testing.assert_close(again.hidden, past.hidden, atol=1e-9, rtol=0)
+        if all_intensities is not None:
+            torch.testing.assert_close(model.intensities_after(past, elapsed[:, at]), all_intensities[:, at],
+                                       atol=1e-9, rtol=0)
+    observed = model.observe(events.types, events.gaps, model.begin(2))
+    torch.testing.assert_close(observed.hidden, past.hidden, atol=1e-9, rtol=0)
 
 
-def test_a_prompt_of_nothing_is_no_prompt() -> None:
+def test_empty_prompts_change_nothing() -> None:
     """Without prompts, the prompted form is the base itself; with them, events after the prefix alone see them."""
-    model, plain = process("query", prompts=PROMPTS), process("query")
-    plain.load_state_dict({name: weight for name, weight in model.state_dict().items() if "prompts" not in name})
+    model, unprompted = process("query", prompts=PROMPTS), process("query")
+    unprompted.load_state_dict({name: weight for name, weight in model.state_dict().items() if "prompts" not in name})
     events, until, types = history()
     elapsed = until[..., None]
-    ours, base = (each.intensities(events, elapsed) for each in (model, plain))
-    torch.testing.assert_close(ours[:, :2], base[:, :2], atol=1e-9, rtol=0)  # the prefix has chosen at its third event
-    assert not torch.allclose(ours[:, 2:], base[:, 2:], atol=1e-4)
+    actual, base = (each.intensities(events, elapsed) for each in (model, unprompted))
+    torch.testing.assert_close(actual[:, :2], base[:, :2], atol=1e-9,
+                               rtol=0)  # the prefix has chosen at its third event
+    assert not torch.allclose(actual[:, 2:], base[:, 2:], atol=1e-4)
     for pool in model.prompts.pools:  # type: ignore[union-attr]
         pool.prompts = torch.nn.Parameter(pool.prompts[:, :0])
     torch.testing.assert_close(model.intensities(events, elapsed), base, atol=1e-9, rtol=0)
 
 
-def test_each_sequence_chooses_its_prompts_for_itself() -> None:
+def test_prompts_are_chosen_per_sequence() -> None:
     model = process("query", prompts=PROMPTS)
     events, until, _ = history(rows=5)
     together = model.intensities(events, until[..., None])
     for row in range(5):
-        alone = model.intensities(History(events.types[row : row + 1], events.gaps[row : row + 1]),
-                                  until[row : row + 1, :, None])
-        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-9, rtol=0)
+        single = model.intensities(History(events.types[row : row + 1], events.gaps[row : row + 1]),
+                                   until[row : row + 1, :, None])
+        torch.testing.assert_close(together[row : row + 1], single, atol=1e-9, rtol=0)
 
 
 @torch.no_grad()
-def test_keys_are_compared_with_what_a_query_is_beyond_the_mean_of_all() -> None:
+def test_prompt_queries_are_centred() -> None:
     torch.manual_seed(0)
-    source, told = LayerPrompts(2, 6, prefix=1, slots=4, top=2), [torch.randn(count, 6) + 3 for count in (3, 5, 2)]
-    for queries in told[:2]:
+    source, query_sets = LayerPrompts(2, 6, prefix=1, slots=4,
+                                      top=2), [torch.randn(count, 6) + 3 for count in (3, 5, 2)]
+    for queries in query_sets[:2]:
         source(queries)
-    torch.testing.assert_close(source.centre, torch.cat(told[:2]).mean(0))
-    source.eval()(told[2])
-    torch.testing.assert_close(source.centre, torch.cat(told[:2]).mean(0))
-    beyond = told[2] - source.centre
+    torch.testing.assert_close(source.centre, torch.cat(query_sets[:2]).mean(0))
+    source.eval()(query_sets[2])
+    torch.testing.assert_close(source.centre, torch.cat(query_sets[:2]).mean(0))
+    beyond = query_sets[2] - source.centre
     cosines = [F.cosine_similarity(beyond[:, None], pool.keys, dim=-1).topk(2).values.sum(1) for pool in source.pools]
     torch.testing.assert_close(source.match, cosines[0] + cosines[1])
 
 
 @pytest.mark.parametrize("head", ["decay", "query", "mixture"])
-def test_the_likelihood_is_that_of_the_density(head: str) -> None:
+def test_the_likelihood_integrates_to_one(head: str) -> None:
     """exp(log-likelihood), over all types and some stretch of time, integrates to the chance that the event lies there,
     as the compensator has it."""
     model = process(head, scale=0.7)
     events, _, _ = history(rows=1, length=3)
 
     until = torch.logspace(-1, 0.5, 100, dtype=torch.float64)  # in the unit of the data
-    many = History(events.types.expand(100, -1), events.gaps.expand(100, -1))
+    repeated = History(events.types.expand(100, -1), events.gaps.expand(100, -1))
     density = torch.zeros(100, dtype=torch.float64)
     for kind in range(3):
-        time, mark = model.terms(many, until[:, None].expand(-1, 3), torch.full_like(many.types, kind), 60, "trapezoid")
+        time, mark = model.terms(repeated, until[:, None].expand(-1, 3), torch.full_like(repeated.types, kind),
+                                 60, "trapezoid")
         density += (time + mark).exp()[:, -1]
     grid = torch.linspace(0, float(until[-1]) / 0.7, 1000, dtype=torch.float64)[1:]
     alive = torch.exp(-model.compensators(events, grid.expand(1, 3, -1)))[0, -1]
@@ -150,20 +154,20 @@ def test_the_likelihood_is_that_of_the_density(head: str) -> None:
 
 
 @pytest.mark.parametrize("head", ["decay", "query"])
-def test_drawn_points_are_right_on_average(head: str) -> None:
+def test_monte_carlo_integrals_are_unbiased(head: str) -> None:
     model = process(head)
     events, until, types = history(rows=1)
     exact, _ = model.terms(events, until, types, 500, "trapezoid")
     torch.manual_seed(0)
-    drawn = torch.stack([model.terms(events, until, types, 2)[0] for _ in range(120)])
-    error = drawn.std(0) / 120**0.5
-    assert ((drawn.mean(0) - exact).abs() <= 4 * error + 1e-4).all()
+    estimates = torch.stack([model.terms(events, until, types, 2)[0] for _ in range(120)])
+    error = estimates.std(0) / 120**0.5
+    assert ((estimates.mean(0) - exact).abs() <= 4 * error + 1e-4).all()
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(["decay", "query"]), st.sampled_from(["attention", "lstm"]),
        st.sampled_from(["rms", "layer"]))
-def test_the_bound_is_never_exceeded(seed: int, head: str, mixer: str, norm: str) -> None:
+def test_intensities_stay_below_the_bound(seed: int, head: str, mixer: str, norm: str) -> None:
     torch.manual_seed(seed)
     stack = StackConfig(3, 8, [mixer], {"attention": {"heads": 2}} if mixer == "attention" else {}, norm=norm)
     model = PointProcess(PointProcessConfig(stack, head)).double().requires_grad_(False)
@@ -182,8 +186,8 @@ def test_drawn_events_follow_the_compensator(head: str) -> None:
     """What was expected until each drawn event is Exp(1), and types come as often as their intensities say."""
     model = process(head, "lstm", scale=3.0)
     events, _, _ = history(rows=1, length=4)
-    one = model.observe(events.types, events.gaps, model.begin(1))
-    past = one.select(torch.zeros(300, dtype=torch.long))
+    observed = model.observe(events.types, events.gaps, model.begin(1))
+    past = observed.select(torch.zeros(300, dtype=torch.long))
     gaps, kinds = model.sample_next(past, torch.Generator().manual_seed(0))
     wide = History(events.types.expand(300, -1), events.gaps.expand(300, -1))
     expected = model.residuals(wide, gaps[:, None].expand(-1, 4), 60)[:, -1]
@@ -211,7 +215,7 @@ def test_thinning_of_a_constant_rate(head: str) -> None:
     assert (likely == 0).all()
 
 
-def test_a_dying_process_ends() -> None:
+def test_a_decaying_process_ends() -> None:
     model = process("decay", longest=2.0)
     model.head.weight.zero_()
     model.head.bias.fill_(-40.0)
@@ -222,23 +226,23 @@ def test_a_dying_process_ends() -> None:
 
 
 @pytest.mark.parametrize("head", ["decay", "mixture"])
-def test_packed_sequences_are_as_apart(head: str) -> None:
+def test_packed_sequences_equal_separate_ones(head: str) -> None:
     model = process(head, "gru+attention")
     events, until, types = history()
     starts = torch.zeros(1, 14, dtype=torch.bool)
     starts[0, 7] = True
     packed = History(events.types.reshape(1, 14), events.gaps.reshape(1, 14) + 3.0 * starts, starts)
-    apart = model.terms(events, until, types, 50, "trapezoid")
+    separate = model.terms(events, until, types, 50, "trapezoid")
     joined = model.terms(packed, until.reshape(1, 14), types.reshape(1, 14), 50, "trapezoid")
-    for one, other in zip(apart, joined):
-        torch.testing.assert_close(one.reshape(1, 14), other, atol=1e-9, rtol=0)
+    for single, other in zip(separate, joined):
+        torch.testing.assert_close(single.reshape(1, 14), other, atol=1e-9, rtol=0)
     for other_model in (process("query"), process(head, prompts=PROMPTS)):
         with pytest.raises(SegueError, match="one sequence a row"):
             other_model.terms(packed, until.reshape(1, 14), types.reshape(1, 14))
 
 
 @pytest.mark.parametrize("head", ["decay", "query", "mixture"])
-def test_the_unit_of_time_has_no_say(head: str) -> None:
+def test_the_unit_of_time_does_not_matter(head: str) -> None:
     """The same events in hours and in minutes: the same model but for log 60 an event."""
     hours, minutes = process(head, scale=2.0), process(head, scale=120.0)
     minutes.load_state_dict(hours.state_dict())
@@ -260,7 +264,7 @@ def hawkes(seed: int = 0, types: int = 3, decay: float = 2.0) -> Hawkes:
     return Hawkes(draw.random(types) * 0.3 + 0.1, 0.6 * excite / excite.sum(0).max(), np.array([decay]))
 
 
-def test_hawkes_against_its_definition() -> None:
+def test_hawkes_equals_its_definition() -> None:
     true = hawkes()
     data = true.sample(3, 6, np.random.default_rng(1))
     time, kind = true.log_likelihood(data)
@@ -272,14 +276,14 @@ def test_hawkes_against_its_definition() -> None:
     for row in range(3):
         for at in range(1, 6):
             begin, end = data.times[row, at - 1 : at + 1]
-            whole = integrate.quad(lambda t, *args: float(rates(t, *args).sum()), begin, end, args=(row, at))[0]
-            expected = math.log(rates(end, row, at)[data.types[row, at]]) - whole
+            compensator = integrate.quad(lambda t, *args: float(rates(t, *args).sum()), begin, end, args=(row, at))[0]
+            expected = math.log(rates(end, row, at)[data.types[row, at]]) - compensator
             assert time[row, at] + kind[row, at] == pytest.approx(expected, abs=1e-6)
-            assert true.residuals(data)[row, at] == pytest.approx(whole, abs=1e-6)
+            assert true.residuals(data)[row, at] == pytest.approx(compensator, abs=1e-6)
     assert not time[:, 0].any()
 
 
-def test_hawkes_is_found_again_and_its_residuals_are_exponential() -> None:
+def test_hawkes_is_recovered_with_exponential_residuals() -> None:
     true, draw = hawkes(), np.random.default_rng(0)
     data, test = true.sample(400, 60, draw), true.sample(200, 60, draw)
     fitted, poisson = Hawkes.fit(data, 3, [2.0]), Hawkes.fit(data, 3)
@@ -296,11 +300,11 @@ def test_hawkes_is_found_again_and_its_residuals_are_exponential() -> None:
     assert ((mean[:, :-1] - gaps) ** 2).mean() < ((poisson.predict(test, 50.0)[0][:, :-1] - gaps) ** 2).mean()
 
 
-def test_rows_of_other_lengths() -> None:
+def test_rows_of_different_lengths_add_up() -> None:
     true = hawkes()
-    whole = true.sample(4, 9, np.random.default_rng(2))
-    cut = TimedEvents.of([(whole.types[row, : 9 - row], whole.times[row, : 9 - row]) for row in range(4)])
-    a, b = (sum(model) for model in (true.log_likelihood(whole), true.log_likelihood(cut)))
+    full = true.sample(4, 9, np.random.default_rng(2))
+    cut = TimedEvents.of([(full.types[row, : 9 - row], full.times[row, : 9 - row]) for row in range(4)])
+    a, b = (sum(model) for model in (true.log_likelihood(full), true.log_likelihood(cut)))
     for row in range(4):
         np.testing.assert_allclose(a[row, : 9 - row], b[row, : 9 - row])
         assert not b[row, 9 - row :].any()

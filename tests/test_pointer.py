@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import shake
 
 from segue.decoding import generate
 from segue.decoding.constrain import EachOnce, LegalNext
@@ -37,11 +38,10 @@ def network(encoder: str = "lstm", decoder: str = "lstm", glimpses: int = 0, voc
     torch.manual_seed(0)
     read: Any = SetConfig(inputs, WIDTH, 3) if encoder == "set" else StackConfig(
         9, WIDTH, encoder.split("+"), OPTIONS, hidden=12, inputs=inputs, tied=not inputs)
-    ours = PointerNetwork(PointerConfig(
+    actual = PointerNetwork(PointerConfig(
         read, StackConfig(vocabulary, WIDTH, decoder.split("+"), OPTIONS, hidden=12), glimpses)).double().eval()
-    for parameter in ours.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return ours
+    shake(actual, 0.3)
+    return actual
 
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -59,8 +59,8 @@ def points(*sizes: int, seed: int = 0) -> list[Tensor]:
 def test_contract(name: str) -> None:
     read = network(**NETWORKS[name]).read(points(3, 6))
     assert isinstance(read, Decodable)
-    found = check_model(read, tolerance=1e-9, examples=3, longest=10)
-    assert {"trees", "join", "any life", "at", "refused tokens"} <= set(found)
+    results = check_model(read, tolerance=1e-9, examples=3, longest=10)
+    assert {"trees", "join", "any life", "at", "refused tokens"} <= set(results)
 
 
 # --- the equations -------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def test_contract(name: str) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 5))
-def test_scores_are_those_of_a_plain_loop(slots: int, queries: int, padding: int) -> None:
+def test_pointer_scores_equal_a_loop(slots: int, queries: int, padding: int) -> None:
     torch.manual_seed(slots + 10 * queries)
     head, read = PointerHead(WIDTH).double(), InputAttention(WIDTH).double()
     memory, query = (torch.randn(2, size, WIDTH).double() for size in (slots + padding, queries))
@@ -88,15 +88,15 @@ def test_scores_are_those_of_a_plain_loop(slots: int, queries: int, padding: int
     torch.testing.assert_close(moved, head(query, head.keys(memory)[:, None], mask[:, None])[..., order])
 
 
-def test_the_set_encoder_is_read_and_process() -> None:
+def test_the_set_encoder_equals_read_and_process() -> None:
     torch.manual_seed(0)
     encoder = SetEncoder(SetConfig(2, WIDTH, 4)).double()
     sets, cell = points(5, 2), encoder.cell
     assert cell is not None
     padded = torch.nn.utils.rnn.pad_sequence(sets, batch_first=True)
     memory, summary = encoder(padded, torch.tensor([5, 2]))
-    for row, one in enumerate(sets):
-        m = [encoder.read(x) for x in one]
+    for row, elements in enumerate(sets):
+        m = [encoder.read(x) for x in elements]
         h = c = torch.zeros(WIDTH).double()
         q = torch.zeros(2 * WIDTH).double()
         for _ in range(4):
@@ -109,80 +109,80 @@ def test_the_set_encoder_is_read_and_process() -> None:
             r = sum(ai * mi for ai, mi in zip(a, m))
             q = torch.cat([h, r])
         torch.testing.assert_close(summary[row], q)
-        torch.testing.assert_close(memory[row, : len(one)], torch.stack(m))
+        torch.testing.assert_close(memory[row, : len(elements)], torch.stack(m))
 
 
-def test_the_set_encoder_is_set2set() -> None:
+def test_the_set_encoder_equals_set2set() -> None:
     geometric = pytest.importorskip("torch_geometric.nn.aggr")
     torch.manual_seed(0)
-    encoder, (one,) = SetEncoder(SetConfig(2, WIDTH, 4)).double(), points(5)
-    theirs = geometric.Set2Set(WIDTH, 4).double()
+    encoder, (elements,) = SetEncoder(SetConfig(2, WIDTH, 4)).double(), points(5)
+    peer = geometric.Set2Set(WIDTH, 4).double()
     for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-        getattr(theirs.lstm, f"{name}_l0").data.copy_(getattr(encoder.cell, name))
-    memory, summary = encoder(one[None], torch.tensor([5]))
-    torch.testing.assert_close(theirs(memory[0], torch.zeros(5, dtype=torch.long)), summary)
+        getattr(peer.lstm, f"{name}_l0").data.copy_(getattr(encoder.cell, name))
+    memory, summary = encoder(elements[None], torch.tensor([5]))
+    torch.testing.assert_close(peer(memory[0], torch.zeros(5, dtype=torch.long)), summary)
 
 
-def first_step(ours: PointerNetwork, one: Tensor) -> tuple[Tensor, Tensor]:
+def first_step(actual: PointerNetwork, elements: Tensor) -> tuple[Tensor, Tensor]:
     """What the decoder begins with, and where it points first."""
-    read = ours.read([one])
+    read = actual.read([elements])
     with torch.no_grad():
         chances = read.extend(torch.tensor([[read.first]]), read.init_state(1)).logits[0, 0].softmax(0)
     return read.memory.summary[0], chances
 
 
 @pytest.mark.parametrize("encoder", ["set", "lstm", "attention:both"])
-def test_the_order_of_a_set_has_no_say(encoder: str) -> None:
-    ours, (one,) = network(encoder, glimpses=1), points(6)
+def test_the_order_of_a_set_does_not_matter(encoder: str) -> None:
+    actual, (elements,) = network(encoder, glimpses=1), points(6)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
-    (summary, chances), (moved, pointed) = first_step(ours, one), first_step(ours, one[order])
+    (summary, chances), (moved, pointed) = first_step(actual, elements), first_step(actual, elements[order])
     slots = torch.cat([torch.tensor([0]), 1 + order, torch.tensor([7])])
-    apart = max(float((summary - moved).abs().max()), float((chances[slots] - pointed).abs().max()))
-    assert apart < 1e-12 if encoder == "set" else apart > 1e-4
+    separate = max(float((summary - moved).abs().max()), float((chances[slots] - pointed).abs().max()))
+    assert separate < 1e-12 if encoder == "set" else separate > 1e-4
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_padding_and_the_other_sets_change_nothing(name: str) -> None:
-    ours, sets = network(**NETWORKS[name]), points(5, 2, 7)
-    said = [[2, 1, 4], [1], [3, 3, 5, 2]]
-    batch = Batch.pointing([(one.numpy(), answer) for one, answer in zip(sets, said)])
+    pointer, sets = network(**NETWORKS[name]), points(5, 2, 7)
+    answers = [[2, 1, 4], [1], [3, 3, 5, 2]]
+    batch = Batch.pointing([(elements.numpy(), answer) for elements, answer in zip(sets, answers)])
     assert batch.tokens.dtype == torch.float32 and (batch.targets == 0).sum() == 3
-    sets = [row[: len(one), 1:] for row, one in zip(batch.tokens, sets)]  # rounded as in the batch
-    logits, width = ours(batch.tokens).logits, 1 + ours.slots(7)
-    read = ours.read(sets)
-    for row, (one, answer) in enumerate(zip(sets, said)):
-        there = logits[row, len(one) : len(one) + 1 + len(answer)]
-        assert bool((batch.targets[row, len(one) :][: 1 + len(answer)] == torch.tensor([*answer, 0])).all())
-        if ours.pointer is not None:
-            assert bool((there.softmax(-1)[:, 1 + len(one) :] == 0).all())
-        alone = ours(Batch.pointing([(one.numpy(), answer)]).tokens).logits[0, len(one) :]
-        torch.testing.assert_close(there[:, : alone.shape[1]], alone)
+    sets = [row[: len(elements), 1:] for row, elements in zip(batch.tokens, sets)]  # rounded as in the batch
+    logits, width = pointer(batch.tokens).logits, 1 + pointer.slots(7)
+    read = pointer.read(sets)
+    for row, (elements, answer) in enumerate(zip(sets, answers)):
+        row_logits = logits[row, len(elements) : len(elements) + 1 + len(answer)]
+        assert bool((batch.targets[row, len(elements) :][: 1 + len(answer)] == torch.tensor([*answer, 0])).all())
+        if pointer.pointer is not None:
+            assert bool((row_logits.softmax(-1)[:, 1 + len(elements) :] == 0).all())
+        single = pointer(Batch.pointing([(elements.numpy(), answer)]).tokens).logits[0, len(elements) :]
+        torch.testing.assert_close(row_logits[:, : single.shape[1]], single)
         decoded = read.extend(torch.tensor([read.prompt(row, answer)]), read.init_state(1)).logits[0]
-        torch.testing.assert_close(decoded[:, :width], there)
+        torch.testing.assert_close(decoded[:, :width], row_logits)
         assert bool((decoded[:, width:] == -torch.inf).all())
 
 
-def test_elements_may_be_ids() -> None:
-    ours = network("gru", "mamba", inputs=0)
+def test_set_elements_may_be_ids() -> None:
+    pointer = network("gru", "mamba", inputs=0)
     batch = Batch.pointing([([4, 4, 7], [3, 1]), ([1], [1])])
     assert batch.tokens.dtype == torch.long
-    read = ours.read([[4, 4, 7], [1]])
+    read = pointer.read([[4, 4, 7], [1]])
     torch.testing.assert_close(read.extend(torch.tensor([read.prompt(0, [3, 1])]), read.init_state(1)).logits[0, :, :4],
-                               ours(batch.tokens).logits[0, 3:])
+                               pointer(batch.tokens).logits[0, 3:])
 
 
-def test_a_row_that_has_named_no_set_can_only_end() -> None:
+def test_a_row_without_a_set_can_only_end() -> None:
     read = network(glimpses=1).read(points(3, 4))
     chances = read.extend(torch.tensor([[0, 2, read.first + 1]]), read.init_state(1)).logits[0].softmax(-1)
     assert chances[:2, 0].tolist() == [1.0, 1.0] and int((chances[2] > 0).sum()) == 5
 
 
-def test_every_parameter_learns() -> None:
+def test_every_parameter_has_a_gradient() -> None:
     for name, options in NETWORKS.items():
-        ours = network(**options)
+        actual = network(**options)
         task = GEOMETRY["hull"].test(3, 5)
-        NextElement()(ours, task).total.backward()
-        assert not [key for key, p in ours.named_parameters() if p.grad is None or not bool(p.grad.any())], name
+        NextElement()(actual, task).total.backward()
+        assert not [key for key, p in actual.named_parameters() if p.grad is None or not bool(p.grad.any())], name
 
 
 # --- decoders ------------------------------------------------------------------------------------------------------
@@ -190,12 +190,12 @@ def test_every_parameter_learns() -> None:
 
 def best_order(read: Pointing, n: int) -> tuple[float, list[int]]:
     """Of all n! orders of the first set, by a pass for each."""
-    found = []
+    result = []
     for order in itertools.permutations(range(1, n + 1)):
         with torch.no_grad():
             logits = read.extend(torch.tensor([read.prompt(0, order)]), read.init_state(1)).logits[0].log_softmax(-1)
-        found.append((float(sum(logits[t, slot] for t, slot in enumerate([*order, 0]))), list(order)))
-    return max(found)
+        result.append((float(sum(logits[t, slot] for t, slot in enumerate([*order, 0]))), list(order)))
+    return max(result)
 
 
 @pytest.mark.parametrize("name", ["lstm", "attention:both, mamba", "set, gru"])
@@ -219,24 +219,25 @@ def test_a_beam_of_all_orders_of_five() -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_decoder(name: str) -> None:
+def test_every_decoder_runs_on_pointer_networks(name: str) -> None:
     sizes = (4, 6, 3)
     read = network(**NETWORKS[name]).read(points(*sizes))
-    plain = generate(read, read.prompts, 6, eos=0)
+    greedy_answers = generate(read, read.prompts, 6, eos=0)
     narrow = generate(read, read.prompts, 6, "beam", eos=0, num_beams=1)
-    assert [answer.tokens for answer in narrow] == [answer.tokens for answer in plain]
+    assert [answer.tokens for answer in narrow] == [answer.tokens for answer in greedy_answers]
     drafted = generate(read, read.prompts, 12, draft="both", adaptive=False)
     assert [answer.tokens for answer in drafted] == [answer.tokens for answer in generate(read, read.prompts, 12)]
-    ways: list[dict[str, Any]] = [
+    option_sets: list[dict[str, Any]] = [
         {"decoder": "greedy"}, {"decoder": "sample", "seed": 3}, {"decoder": "beam", "num_beams": 3},
         {"decoder": "diverse-beam", "num_beams": 4, "num_beam_groups": 2}, {"decoder": "exact", "budget": 100},
         {"decoder": "tree", "budget": 40}]
-    for options in ways:
+    for options in option_sets:
         free = generate(read, read.prompts, 6, eos=0, **options)
-        alone = [generate(network(**NETWORKS[name]).read([one]), [[1 + (n if "dict" not in name else 7)]], 6, eos=0,
-                          **options)[0].tokens for n, one in zip(sizes, points(*sizes))]
+        single = [generate(network(**NETWORKS[name]).read([elements]),
+                           [[1 + (n if "dict" not in name else 7)]], 6, eos=0,
+                           **options)[0].tokens for n, elements in zip(sizes, points(*sizes))]
         if options["decoder"] != "sample":  # its random numbers belong to the row
-            assert [answer.tokens for answer in free] == alone
+            assert [answer.tokens for answer in free] == single
         if "dict" not in name:  # a dictionary knows nothing of how many elements there are
             for answer, n in zip(generate(read, read.prompts, 7, eos=0, processors=[EachOnce()], **options), sizes):
                 assert is_tour(answer.tokens, n) and answer.finish == "stop"
@@ -248,20 +249,20 @@ def test_every_decoder(name: str) -> None:
 def test_a_hypothesis_without_a_continuation_is_dropped() -> None:
     read = network("set").read(points(3))
 
-    def legal(said: list[int]) -> list[int]:
+    def legal(tokens: list[int]) -> list[int]:
         """Only what begins with 2 can end."""
-        return [1, 2, 3] if not said else [3] if said == [2] else [0] if said == [2, 3] else []
+        return [1, 2, 3] if not tokens else [3] if tokens == [2] else [0] if tokens == [2, 3] else []
 
-    ways: list[dict[str, Any]] = [{"decoder": "beam", "num_beams": 3}, {"decoder": "exact"},
-                                  {"decoder": "beam", "num_beams": 3, "renormalize_logits": True}]
-    for options in ways:
+    option_sets: list[dict[str, Any]] = [{"decoder": "beam", "num_beams": 3}, {"decoder": "exact"},
+                                         {"decoder": "beam", "num_beams": 3, "renormalize_logits": True}]
+    for options in option_sets:
         answer = generate(read, read.prompts, 5, eos=0, processors=[LegalNext(legal)], **options)[0]
         assert answer.tokens == [2, 3] and answer.finish == "stop" and np.isfinite(answer.score or 0) \
             and not answer.others
     with pytest.raises(SegueError, match="nothing may follow"):
-        generate(read, read.prompts, 5, "beam", eos=0, processors=[LegalNext(lambda said: [] if said else [1])])
+        generate(read, read.prompts, 5, "beam", eos=0, processors=[LegalNext(lambda tokens: [] if tokens else [1])])
     with pytest.raises(SegueError, match="no token can follow"):
-        generate(read, read.prompts, 5, eos=0, processors=[LegalNext(lambda said: [] if said else [1])])
+        generate(read, read.prompts, 5, eos=0, processors=[LegalNext(lambda tokens: [] if tokens else [1])])
 
 
 # --- the rest ------------------------------------------------------------------------------------------------------
@@ -270,23 +271,24 @@ def test_a_hypothesis_without_a_continuation_is_dropped() -> None:
 def test_saved_and_loaded(tmp_path: Path) -> None:
     batch = GEOMETRY["hull"].test(2, 5)
     for name, options in NETWORKS.items():
-        ours = network(**options).float()
-        ours.save(tmp_path / name)
-        again = PointerNetwork.load(tmp_path / name)
-        assert again.config == ours.config and torch.equal(again(batch.tokens).logits, ours(batch.tokens).logits)
+        original = network(**options).float()
+        original.save(tmp_path / name)
+        loaded = PointerNetwork.load(tmp_path / name)
+        assert loaded.config == original.config and torch.equal(loaded(batch.tokens).logits,
+                                                                original(batch.tokens).logits)
     with pytest.raises(SegueError, match="no config"):
         PointerConfig.from_dict({"decoder": {}})
 
 
-def test_what_cannot_be_read_is_refused() -> None:
-    ours = network()
-    for sets, what in (([], "nothing to point at"), ([[]], "nothing to point at"), ([[[1.0, 2.0, 3.0]]], "reads 2")):
-        with pytest.raises(SegueError, match=what):
-            ours.read(sets)
+def test_malformed_sets_are_refused() -> None:
+    pointer = network()
+    for sets, message in (([], "nothing to point at"), ([[]], "nothing to point at"), ([[[1.0, 2.0, 3.0]]], "reads 2")):
+        with pytest.raises(SegueError, match=message):
+            pointer.read(sets)
     with pytest.raises(SegueError, match="no elements"):
-        ours(torch.tensor([[[0.0, 1, 1], [1, 0, 0]]]))
+        pointer(torch.tensor([[[0.0, 1, 1], [1, 0, 0]]]))
     with pytest.raises(SegueError, match="token ids"):
-        ours(Batch.pointing([(np.zeros((2, 2)), [3])]).tokens)
+        pointer(Batch.pointing([(np.zeros((2, 2)), [3])]).tokens)
     with pytest.raises(SegueError, match="causal"):
         network(decoder="attention:both")
     with pytest.raises(SegueError, match="fit"):
@@ -296,11 +298,11 @@ def test_what_cannot_be_read_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("encoder", "decoder"), [("set", "lstm"), ("attention:both", "gru")])
-def test_it_learns_to_sort(encoder: str, decoder: str) -> None:
+def test_a_pointer_network_learns_to_sort(encoder: str, decoder: str) -> None:
     """The one objective and the one loop, unchanged."""
     torch.manual_seed(0)
     read: Any = SetConfig(1, 32, 2) if encoder == "set" else \
         StackConfig(1, 32, [encoder], OPTIONS, inputs=1, tied=False)
-    ours = PointerNetwork(PointerConfig(read, StackConfig(1, 32, [decoder], OPTIONS), 1))
-    learn(ours, GEOMETRY["sorting"].batches(32, (2, 4)), 120, rate=1e-2, cooldown=0.5)
-    assert accuracy(ours, GEOMETRY["sorting"].test(200, 4)) > 0.8
+    actual = PointerNetwork(PointerConfig(read, StackConfig(1, 32, [decoder], OPTIONS), 1))
+    learn(actual, GEOMETRY["sorting"].batches(32, (2, 4)), 120, rate=1e-2, cooldown=0.5)
+    assert accuracy(actual, GEOMETRY["sorting"].test(200, 4)) > 0.8

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import shake
 
 import segue
 import segue.data
@@ -47,26 +48,25 @@ def by_hand(model: Stack, reference: Stack, pairs: list[tuple[list[int], list[in
 
     total = torch.zeros((), dtype=torch.float64)
     for prompt, better, worse in pairs:
-        ahead = likelihood(model, prompt, better) - likelihood(reference, prompt, better).detach()
-        behind = likelihood(model, prompt, worse) - likelihood(reference, prompt, worse).detach()
-        total = total - torch.log(1 / (1 + torch.exp(-beta * (ahead - behind))))
+        better_gain = likelihood(model, prompt, better) - likelihood(reference, prompt, better).detach()
+        worse_gain = likelihood(model, prompt, worse) - likelihood(reference, prompt, worse).detach()
+        total = total - torch.log(1 / (1 + torch.exp(-beta * (better_gain - worse_gain))))
         total = total - share * likelihood(model, prompt, better) / len(better)
     return total / len(pairs)
 
 
 @pytest.mark.parametrize("mixer", ["attention", "gru", "mamba", "gla"])
 @pytest.mark.parametrize("share", [0.0, 0.1])
-def test_the_loss_and_its_gradient_are_what_the_papers_say(mixer: str, share: float) -> None:
+def test_the_loss_and_its_gradient_equal_the_papers(mixer: str, share: float) -> None:
     torch.manual_seed(0)
     model = Stack(StackConfig(9, 16, [mixer])).double()
     reference = copy.deepcopy(model)
-    for p in model.parameters():
-        p.data += 0.3 * torch.randn_like(p)
+    shake(model, 0.3)
     pairs = [([1, 2], [3, 4, 5], [4]), ([7], [2], [8, 8, 1, 0]), ([1, 1, 1], [0, 2], [0, 3])]
     loss = Preference(reference, 0.3, share)(model, preference_batch(pairs))
-    want = by_hand(model, reference, pairs, 0.3, share)
-    torch.testing.assert_close(loss.total / loss.count, want)
-    slopes = torch.autograd.grad(want, list(model.parameters()))
+    expected = by_hand(model, reference, pairs, 0.3, share)
+    torch.testing.assert_close(loss.total / loss.count, expected)
+    slopes = torch.autograd.grad(expected, list(model.parameters()))
     (loss.total / loss.count).backward()
     for p, slope in zip(model.parameters(), slopes):
         torch.testing.assert_close(p.grad, slope)
@@ -74,7 +74,7 @@ def test_the_loss_and_its_gradient_are_what_the_papers_say(mixer: str, share: fl
     assert set(loss.terms) == {"preference", "nats", "agree"} and not any(t.requires_grad for t in loss.terms.values())
 
 
-def test_a_model_that_has_not_moved_prefers_nothing() -> None:
+def test_an_unchanged_model_has_no_preference() -> None:
     model = Stack(StackConfig(9, 16, ["attention"]))
     loss = Preference(copy.deepcopy(model), likelihood=0.0)(model, preference_batch([([1], [2, 3], [4])]))
     assert loss.total.item() / loss.count == pytest.approx(math.log(2))
@@ -85,7 +85,7 @@ def test_a_model_that_has_not_moved_prefers_nothing() -> None:
 @pytest.mark.parametrize(("codec", "better", "worse"), [
     (LetterCodec("ACGT"), "ACACAC", "ACGTTT"), (ItemCodec(["milk", "bread", "plum"]), ["milk", "plum"], ["bread"]),
     (ByteCodec(), b"yes", b"nope")], ids=["dna", "items", "bytes"])
-def test_any_sequence_model_learns_what_is_better(codec: LetterCodec, better: str, worse: str) -> None:
+def test_every_codec_learns_preferences(codec: LetterCodec, better: str, worse: str) -> None:
     torch.manual_seed(0)
     model = Stack(StackConfig(codec.size, 16, ["mlstm"]))
     pair = [codec.bos], codec.encode(better).tolist(), codec.encode(worse).tolist()
@@ -96,7 +96,7 @@ def test_any_sequence_model_learns_what_is_better(codec: LetterCodec, better: st
     assert change[0] > 1 and change[0] > change[2] + 1  # the better one is likelier than before, and than the worse
 
 
-def test_no_pairs() -> None:
+def test_missing_pairs_are_refused() -> None:
     model = Stack(StackConfig(9, 8, ["gru"]))
     with pytest.raises(SegueError, match="3 rows are no pairs"):
         Preference(model)(model, preference_batch([([1], [2], [3])] * 2).rows(slice(3)))
@@ -110,28 +110,28 @@ def test_no_pairs() -> None:
 
 @pytest.mark.parametrize(("kind", "prompt", "better", "worse"), [
     ("text", "say: ", "yes", "no"), ("dna", "ACGT", "AAAA", "CCCC"), ("dna", "", "ACAC", "GG")])
-def test_prefer_moves_any_fitted_model(kind: str, prompt: str, better: str, worse: str, tmp_path: Path) -> None:
-    whole = [(prompt + each) * 12 for each in (better, worse)] * 12
-    model = segue.fit(segue.data.of(whole, kind=kind), out=tmp_path / "model", steps=3, quiet=True, mix=False)
+def test_prefer_changes_every_fitted_model(kind: str, prompt: str, better: str, worse: str, tmp_path: Path) -> None:
+    texts = [(prompt + ending) * 12 for ending in (better, worse)] * 12
+    model = segue.fit(segue.data.of(texts, kind=kind), out=tmp_path / "model", steps=3, quiet=True, mix=False)
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text((json.dumps({"prompt": prompt, "chosen": better, "rejected": worse}) + "\n") * 20)
     report = model.prefer(pairs, steps=4, rate=1e-2, quiet=True)
     assert (report.pairs, report.held_out, report.steps, report.moved) == (18, 2, 4, 1.0)
     assert "held-out" in str(report) and all(len(pair) == 2 for pair in report.bits.values())
-    again = segue.load(tmp_path / "model")
-    assert again.report["preferences"][0]["pairs"] == 18 and not (tmp_path / "model" / "updating").exists()
-    for one, other in zip(model.model.parameters(), again.model.parameters()):
-        torch.testing.assert_close(one, other)
-    said = again.prefer([(prompt, better, worse)] * 2, steps=1, quiet=True)
+    reloaded = segue.load(tmp_path / "model")
+    assert reloaded.report["preferences"][0]["pairs"] == 18 and not (tmp_path / "model" / "updating").exists()
+    for expected, actual in zip(model.model.parameters(), reloaded.model.parameters()):
+        torch.testing.assert_close(expected, actual)
+    said = reloaded.prefer([(prompt, better, worse)] * 2, steps=1, quiet=True)
     assert said.likelier[1] == 1.0
 
 
-def test_pairs_of_dialogues_as_they_are_published(tmp_path: Path) -> None:
+def test_published_dialogue_pairs_are_read(tmp_path: Path) -> None:
     path, talk = tmp_path / "pairs.jsonl", "Human: Hi.\n\nAssistant: "
     rows = [({"chosen": f"{talk}Yes.", "rejected": f"{talk}Yet?"},
              ("Human: Hi.\n\n", "Assistant: Yes.", "Assistant: Yet?")),
-            ({name: [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": said}]
-              for name, said in (("chosen", "Yes."), ("rejected", "No."))}, ("Hi.", "Yes.", "No.")),
+            ({name: [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": reply}]
+              for name, reply in (("chosen", "Yes."), ("rejected", "No."))}, ("Hi.", "Yes.", "No.")),
             ({"prompt": "Hi.", "chosen": [{"role": "assistant", "content": "Yes."}],
               "rejected": [{"role": "assistant", "content": "No."}]}, ("Hi.", "Yes.", "No."))]
     for row, pair in rows:
@@ -139,15 +139,15 @@ def test_pairs_of_dialogues_as_they_are_published(tmp_path: Path) -> None:
         assert _read_pairs(path)[0] == [pair]
 
 
-def test_prefer_says_what_the_pairs_lack(tmp_path: Path) -> None:
+def test_malformed_pairs_are_refused(tmp_path: Path) -> None:
     model = segue.fit(["one two three four\n" * 9] * 9, steps=1, quiet=True)
     table = tmp_path / "pairs.csv"
-    for text, says in (("prompt,chosen\na,b\n", "no column rejected"), ("", "empty"),
-                       ("prompt,chosen,rejected\na,,c\na,b,c\n", "line 2: no continuation"),
-                       ("prompt,chosen,rejected\na,b,c\na,b,b\n", "line 3: both continuations are the same"),
-                       ("prompt,chosen,rejected\na,b,c\n", "1 pairs are too few")):
+    for text, message in (("prompt,chosen\na,b\n", "no column rejected"), ("", "empty"),
+                          ("prompt,chosen,rejected\na,,c\na,b,c\n", "line 2: no continuation"),
+                          ("prompt,chosen,rejected\na,b,c\na,b,b\n", "line 3: both continuations are the same"),
+                          ("prompt,chosen,rejected\na,b,c\n", "1 pairs are too few")):
         table.write_text(text)
-        with pytest.raises(SegueError, match=says):
+        with pytest.raises(SegueError, match=message):
             model.prefer(table, quiet=True)
     with pytest.raises(SegueError, match="no such file"):
         model.prefer(tmp_path / "none.csv", quiet=True)
@@ -164,19 +164,19 @@ def test_prefer_says_what_the_pairs_lack(tmp_path: Path) -> None:
 
 # Judges.
 
-@pytest.mark.parametrize(("reply", "header", "says"), [
+@pytest.mark.parametrize(("reply", "header", "message"), [
     ("All is well. Final: Yes, it does", "Final:", 1.0), ("yes in part. Final: no", "Final:", 0.0),
     ("Yes indeed", "Final:", None), ("Final: maybe", "Final:", None), ("Final: no. Final: yes", "Final:", 1.0),
     ("I say NO", "", 0.0), ("yesterday", "", None)])
-def test_yes_or_no(reply: str, header: str, says: float | None) -> None:
-    assert yes_or_no(reply, header) == says
+def test_yes_or_no(reply: str, header: str, message: float | None) -> None:
+    assert yes_or_no(reply, header) == message
 
 
-@pytest.mark.parametrize(("reply", "says"), [("Score: 10", 10), ("score: 7/10", 7), ("11, or rather 9", 9),
-                                             ("none", None), ("I give 3. Score: 8", 8), ("Score: 0", 0),
-                                             ("Score: " + "1" * 5000, None)])
-def test_scores(reply: str, says: float | None) -> None:
-    assert score(reply) == says
+@pytest.mark.parametrize(("reply", "message"), [("Score: 10", 10), ("score: 7/10", 7), ("11, or rather 9", 9),
+                                                ("none", None), ("I give 3. Score: 8", 8), ("Score: 0", 0),
+                                                ("Score: " + "1" * 5000, None)])
+def test_scores(reply: str, message: float | None) -> None:
+    assert score(reply) == message
 
 
 def test_votes() -> None:
@@ -215,14 +215,14 @@ def grow(prompt: str, answer: str, critique: str, count: int) -> list[str]:
     ({"budget": 5}, "a b c ba bb", "bb", False),
     ({"search": "depth", "budget": 5}, "a b c ba bb", "bb", False)])
 def test_the_order_of_a_search(options: dict, visited: str, best: str, success: bool) -> None:
-    found = refine_tree("p", "", "what is wrong", grow, table, **options)
-    nodes = sorted(list(found.root.walk())[1:], key=lambda node: node.order)
+    result = refine_tree("p", "", "what is wrong", grow, table, **options)
+    nodes = sorted(list(result.root.walk())[1:], key=lambda node: node.order)
     assert [node.answer for node in nodes] == visited.split()
-    assert (found.best.answer, found.success) == (best, success)
-    assert [node.answer for node in found.best.chain] == [best[:n] for n in range(len(best) + 1)]
+    assert (result.best.answer, result.success) == (best, success)
+    assert [node.answer for node in result.best.chain] == [best[:n] for n in range(len(best) + 1)]
 
 
-def test_a_search_that_finds_nothing_better_keeps_what_it_had() -> None:
+def test_a_search_without_improvement_keeps_the_original() -> None:
     dull = refine_tree("p", "root", "", lambda *_: ["x"], lambda cases: [Judgement((0.0,)) for _ in cases], value=0.1)
     assert dull.best is dull.root and not dull.success and dull.judged == 1  # the same answer is judged once
     mute = refine_tree("p", "root", "", lambda *_: [], table)
@@ -233,15 +233,15 @@ def test_a_search_that_finds_nothing_better_keeps_what_it_had() -> None:
         refine_tree("p", "", "", grow, table, search="best")  # type: ignore[arg-type]
 
 
-def test_a_refiner_says_its_answer_between_marks() -> None:
+def test_a_refiners_answer_is_read_between_marks() -> None:
     script = Scripted(["So: <answer> good </answer> bye", "good", "<answer>cut short", "<answer>fine</answer>"])
     refiner = Refiner(script, "{} {} {}".format)
     assert refiner("p", "a", "c", 3) == ["good", "", ""] and script.prompts == ["p a c"] * 3
-    found = refine_tree("p", "a", "c", refiner, lambda cases: [Judgement((1.0,)) for _ in cases], branch=1)
-    assert found.success and found.best.answer == "fine"
+    result = refine_tree("p", "a", "c", refiner, lambda cases: [Judgement((1.0,)) for _ in cases], branch=1)
+    assert result.success and result.best.answer == "fine"
 
 
-def test_judgements_are_kept_by_prompt_and_answer() -> None:
+def test_judgements_are_cached_by_prompt_and_answer() -> None:
     cache: dict[tuple[str, str], Judgement] = {}
     refine = partial(refine_tree, answer="", critique="what is wrong", refine=grow, judge=table, depth=1, cache=cache)
     assert refine("p").judged == 3 and refine("p").judged == 0 and refine("q").judged == 3
@@ -263,19 +263,19 @@ def test_a_refiner_learns_from_its_own_trees() -> None:
 
 @quick
 @given(st.integers(0, 10**6))
-def test_instructions_can_be_read_answered_and_mended(seed: int) -> None:
+def test_instructions_can_be_parsed_answered_and_repaired(seed: int) -> None:
     random = Random(seed)
-    asked = Instruction.sample(random)
-    answer = asked.answer(random)
-    assert Instruction.read(asked.prompt) == asked and not asked.violations(answer)
-    assert all(word in CODEC.items for word in asked.prompt + answer)
+    instruction = Instruction.sample(random)
+    answer = instruction.answer(random)
+    assert Instruction.read(instruction.prompt) == instruction and not instruction.violations(answer)
+    assert all(word in CODEC.items for word in instruction.prompt + answer)
     for constraint in Instruction.sample(random, most=3).constraints:
-        faulty = Instruction(asked.topic, (constraint,))
+        faulty = Instruction(instruction.topic, (constraint,))
         if constraint[0] != "twice" or len(answer) > 3:  # two of a word need two places
             assert holds(constraint, faulty.repaired(answer, constraint, random))
 
 
-@pytest.mark.parametrize(("constraint", "answer", "kept"), [
+@pytest.mark.parametrize(("constraint", "answer", "is_kept"), [
     (("exactly", "2"), "cat dog", True), (("exactly", "2"), '" cat dog "', True), (("exactly", "3"), "cat dog", False),
     (("atleast", "2"), "cat dog cow", True), (("include", "cat"), "dog CAT", True),
     (("avoid", "cat"), "dog CAT", False), (("twice", "cat"), "cat cat cat", False),
@@ -283,21 +283,21 @@ def test_instructions_can_be_read_answered_and_mended(seed: int) -> None:
     (("start", "cat"), "", False), (("end", "cat"), '" dog cat "', True), (("upper", ""), "CAT dog", False),
     (("lower", ""), "cat dog", True), (("quote", ""), '" cat', False), (("quote", ""), '" cat "', True),
     (("topic", "animals"), "cat plum", False), (("topic", "animals"), "", False), (("topic", "animals"), "CAT", True)])
-def test_constraints(constraint: tuple[str, str], answer: str, kept: bool) -> None:
-    assert holds(constraint, answer.split()) is kept
+def test_constraints(constraint: tuple[str, str], answer: str, is_kept: bool) -> None:
+    assert holds(constraint, answer.split()) is is_kept
 
 
-def test_what_is_not_lilt() -> None:
+def test_malformed_instructions_are_refused() -> None:
     with pytest.raises(SegueError, match="no instruction of Lilt"):
         Instruction.read(["say", "hello"])
     with pytest.raises(SegueError, match="choose from exactly"):
         holds(("rhyme", ""), ["cat"])
-    drawn = [Instruction.sample(Random(seed)) for seed in range(200)]
-    assert {family for instruction in drawn for family, _ in instruction.constraints} == set(FAMILIES)
+    instructions = [Instruction.sample(Random(seed)) for seed in range(200)]
+    assert {family for instruction in instructions for family, _ in instruction.constraints} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("mixer", ["gru", "mamba"])
-def test_a_round_of_play_with_any_model(mixer: str) -> None:
+def test_a_round_of_self_play_with_every_mixer(mixer: str) -> None:
     torch.manual_seed(0)
     model = Stack(StackConfig(CODEC.size, 32, [mixer]))
     learn(model, lilt().batches(16), 4, rate=3e-3)
@@ -307,9 +307,9 @@ def test_a_round_of_play_with_any_model(mixer: str) -> None:
     pairs = preference_pairs(Local(model.eval(), CODEC), prompts, judge, editor(random), samples=2, most=8, depth=5)
     assert pairs
     for pair, other in zip(pairs, interfering(pairs, 0)):
-        asked = Instruction.read(pair.prompt.split())
-        assert asked.violations(pair.worse.split())
-        assert not asked.violations(pair.better.split()) and not asked.violations(other.better.split())
+        instruction = Instruction.read(pair.prompt.split())
+        assert instruction.violations(pair.worse.split())
+        assert not instruction.violations(pair.better.split()) and not instruction.violations(other.better.split())
 
 
 def shares(refined: float, drawn: float, other: float, other_drawn: float) -> list[Row]:

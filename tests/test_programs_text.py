@@ -32,11 +32,11 @@ def test_a_prompt_gets_the_same_reply_alone_and_among_others(codec: ByteCodec | 
     assert all(reply.logprob is not None and reply.logprob < 0 for reply in together)
 
 
-def test_draws_are_fixed_by_the_seed_and_differ_within_a_call() -> None:
+def test_samples_depend_on_the_seed_and_differ_within_a_call() -> None:
     model = local(WORDS)
-    drawn = [reply.text for reply in model.write(["a"] * 8, most=8, temperature=1.0, seed=3)]
-    assert drawn == [reply.text for reply in model.write(["a"] * 8, most=8, temperature=1.0, seed=3)]
-    assert len(set(drawn)) > 1
+    samples = [reply.text for reply in model.write(["a"] * 8, most=8, temperature=1.0, seed=3)]
+    assert samples == [reply.text for reply in model.write(["a"] * 8, most=8, temperature=1.0, seed=3)]
+    assert len(set(samples)) > 1
 
 
 def test_a_reply_ends_before_its_stop_string() -> None:
@@ -56,10 +56,12 @@ def test_scripts_and_budgets() -> None:
         script.write(["r"])
 
 
-def test_an_endpoint_that_is_not_there_is_told() -> None:
+def test_a_missing_endpoint_is_reported() -> None:
     pytest.importorskip("openai")
+    endpoint = Endpoint("x", "http://127.0.0.1:9/v1")
+    endpoint.client = endpoint.client.with_options(max_retries=0)  # which the client waits before
     with pytest.raises(SegueError, match="did not answer as 'x': Connection error"):
-        Endpoint("x", "http://127.0.0.1:9/v1").write(["p"])
+        endpoint.write(["p"])
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -87,7 +89,7 @@ def endpoint() -> Iterator[Endpoint]:
     pytest.importorskip("openai")
     Answers.said, Answers.asked = {}, []
     server = HTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield Endpoint("x", f"http://127.0.0.1:{server.server_port}/v1", "k")
     server.shutdown()
     server.server_close()
@@ -103,12 +105,12 @@ def test_an_endpoint_answers_by_chats_or_by_completions(endpoint: Endpoint) -> N
     assert endpoint.write(["p"])[0].text == "d"
 
 
-@pytest.mark.parametrize(("status", "body", "says"), [
+@pytest.mark.parametrize(("status", "body", "message"), [
     (200, "<html>a page</html>", "is no answer"), (200, '{"error": {"message": "no credit"}}', "is no answer"),
     (200, '{"choices": []}', "is no answer"), (200, '{"choi', "is no answer"), (401, '{"error": "bad key"}', "401"),
     (404, "<html>" + "a page\n" * 1000, "404")])
-def test_what_is_no_answer_is_told_in_a_line(endpoint: Endpoint, status: int, body: str, says: str) -> None:
+def test_malformed_answers_give_one_line_errors(endpoint: Endpoint, status: int, body: str, message: str) -> None:
     Answers.said = {"/v1/chat/completions": (status, body)}
-    with pytest.raises(SegueError, match=f"did not answer as 'x': .*{says}.*check the URL") as told:
+    with pytest.raises(SegueError, match=f"did not answer as 'x': .*{message}.*check the URL") as error:
         endpoint.write(["p"])
-    assert len(str(told.value)) < 800
+    assert len(str(error.value)) < 800

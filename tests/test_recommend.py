@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor
+from weights import shake
 
 import segue
 from segue import data as sets
@@ -58,8 +59,7 @@ def reader(mixer: str = "attention", seed: int = 0, **switches: Any) -> Stack:
     torch.manual_seed(seed)
     switches = {"learned_positions": LENGTH, **BERT, **switches}
     model = Stack(StackConfig(MASK + 1, 16, [mixer] * 2, BOTH_WAYS, **switches))
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+    shake(model, 0.1)
     return model.double().eval()
 
 
@@ -71,16 +71,16 @@ def asked_of(lengths: list[int], n: int) -> Tensor:
 
 
 @settings(max_examples=40, deadline=None)
-@given(lengths=st.lists(st.integers(0, 30), min_size=1, max_size=6), share=st.floats(0, 1), most=st.integers(1, 9),
-       seed=st.integers(0, 999))
-def test_policies_hide_what_they_say(lengths: list[int], share: float, most: int, seed: int) -> None:
-    asked = asked_of(lengths, 30)[:, torch.randperm(30, generator=torch.Generator().manual_seed(seed))]
-    for policy in (RandomMask(share, most), RandomMask(share), LastMask(), TailMask()):
-        hidden = policy(asked, torch.Generator().manual_seed(seed))
-        assert not bool((hidden & ~asked).any()) and torch.equal(hidden.any(1), asked.any(1))
-        assert torch.equal(hidden, policy(asked, torch.Generator().manual_seed(seed)))
-        for row, n, where in zip(hidden, lengths, asked):
-            places, count = where.nonzero()[:, 0].tolist(), int(row.sum())
+@given(lengths=st.lists(st.integers(0, 30), min_size=1, max_size=6), share=st.floats(0, 1),
+       max_masked=st.integers(1, 9), seed=st.integers(0, 999))
+def test_mask_policies_hide_their_places(lengths: list[int], share: float, max_masked: int, seed: int) -> None:
+    candidates = asked_of(lengths, 30)[:, torch.randperm(30, generator=torch.Generator().manual_seed(seed))]
+    for policy in (RandomMask(share, max_masked), RandomMask(share), LastMask(), TailMask()):
+        hidden = policy(candidates, torch.Generator().manual_seed(seed))
+        assert not bool((hidden & ~candidates).any()) and torch.equal(hidden.any(1), candidates.any(1))
+        assert torch.equal(hidden, policy(candidates, torch.Generator().manual_seed(seed)))
+        for row, n, candidate_row in zip(hidden, lengths, candidates):
+            places, count = candidate_row.nonzero()[:, 0].tolist(), int(row.sum())
             if isinstance(policy, RandomMask) and n:
                 assert count == min(max(1, round(share * n)), policy.most or n)
             elif isinstance(policy, LastMask):
@@ -89,22 +89,22 @@ def test_policies_hide_what_they_say(lengths: list[int], share: float, most: int
                 assert row.nonzero()[:, 0].tolist() == places[n - count :]
 
 
-def test_places_and_policies_are_drawn_evenly() -> None:
-    asked, draw = torch.ones(4000, 10, dtype=torch.bool), torch.Generator().manual_seed(0)
-    assert (RandomMask(0.3)(asked, draw).double().mean(0) - 0.3).abs().max() < 0.03
-    assert (TailMask()(asked, draw).double().mean(0) - torch.arange(1, 11) / 10).abs().max() < 0.03
-    hidden = EitherMask((RandomMask(0.5), LastMask()), (0.8, 0.2))(asked, draw).sum(1)
+def test_mask_places_and_policies_are_uniform() -> None:
+    candidates, draw = torch.ones(4000, 10, dtype=torch.bool), torch.Generator().manual_seed(0)
+    assert (RandomMask(0.3)(candidates, draw).double().mean(0) - 0.3).abs().max() < 0.03
+    assert (TailMask()(candidates, draw).double().mean(0) - torch.arange(1, 11) / 10).abs().max() < 0.03
+    hidden = EitherMask((RandomMask(0.5), LastMask()), (0.8, 0.2))(candidates, draw).sum(1)
     assert set(hidden.tolist()) == {1, 5} and abs(float((hidden == 1).double().mean()) - 0.2) < 0.03
 
 
-def test_a_cloze_shows_nothing_but_masks() -> None:
-    whole = Batch(torch.full((50, 20), 3), torch.full((50, 20), 3))
-    batch = mask_some(whole, MASK, RandomMask(0.3), torch.Generator().manual_seed(0), unmasked=0.0)
+def test_a_cloze_hides_every_target() -> None:
+    unmasked_batch = Batch(torch.full((50, 20), 3), torch.full((50, 20), 3))
+    batch = mask_some(unmasked_batch, MASK, RandomMask(0.3), torch.Generator().manual_seed(0), unmasked=0.0)
     assert torch.equal(batch.tokens == MASK, batch.targets >= 0)
     assert set(batch.targets.unique().tolist()) == {-1, 3}
 
 
-def test_rows_are_masked_anew_and_padding_is_apart() -> None:
+def test_rows_get_fresh_masks_and_padding_none() -> None:
     rows = Batch(torch.tensor([[5, 1, 2, 3], [5, 4, 0, 0]]), torch.tensor([[1, 2, 3, 5], [4, 5, -1, -1]]))
     placed = targets_in_place(rows)
     assert placed.tokens.tolist() == [[5, 1, 2, 3, 5], [5, 4, 5, 0, 0]]
@@ -121,50 +121,50 @@ def bert(model: Stack) -> Any:
     """The same weights in `transformers.BertForMaskedLM`."""
     transformers = pytest.importorskip("transformers")
     width = model.config.width
-    theirs = transformers.BertForMaskedLM(transformers.BertConfig(
+    reference = transformers.BertForMaskedLM(transformers.BertConfig(
         vocab_size=MASK + 1, hidden_size=width, num_hidden_layers=2, num_attention_heads=2, intermediate_size=4 * width,
         max_position_embeddings=LENGTH, type_vocab_size=1, attn_implementation="eager")).double().eval()
-    ours, given = model.state_dict(), theirs.state_dict()
+    actual, weights = model.state_dict(), reference.state_dict()
 
-    def both(here: str, there: str) -> None:
+    def both(own_name: str, bert_name: str) -> None:
         for part in ("weight", "bias"):
-            given[f"{there}.{part}"] = ours[f"{here}.{part}"]
+            weights[f"{bert_name}.{part}"] = actual[f"{own_name}.{part}"]
 
     inside = "bert.embeddings"
-    given[f"{inside}.word_embeddings.weight"] = given["cls.predictions.decoder.weight"] = ours["embedding.weight"]
-    given[f"{inside}.position_embeddings.weight"] = ours["position_embedding.weight"]
-    given[f"{inside}.token_type_embeddings.weight"] = torch.zeros(1, width, dtype=torch.float64)
+    weights[f"{inside}.word_embeddings.weight"] = weights["cls.predictions.decoder.weight"] = actual["embedding.weight"]
+    weights[f"{inside}.position_embeddings.weight"] = actual["position_embedding.weight"]
+    weights[f"{inside}.token_type_embeddings.weight"] = torch.zeros(1, width, dtype=torch.float64)
     both("embed_norm", f"{inside}.LayerNorm")
     for i in range(2):
-        here, there = f"blocks.{i}", f"bert.encoder.layer.{i}"
+        own_prefix, bert_prefix = f"blocks.{i}", f"bert.encoder.layer.{i}"
         for part in ("weight", "bias"):
-            for name, value in zip(("query", "key", "value"), ours[f"{here}.mixer.qkv.{part}"].chunk(3)):
-                given[f"{there}.attention.self.{name}.{part}"] = value
-        both(f"{here}.mixer.out", f"{there}.attention.output.dense")
-        both(f"{here}.mixer_norm", f"{there}.attention.output.LayerNorm")
-        both(f"{here}.channel.into", f"{there}.intermediate.dense")
-        both(f"{here}.channel.out", f"{there}.output.dense")
-        both(f"{here}.channel_norm", f"{there}.output.LayerNorm")
+            for name, value in zip(("query", "key", "value"), actual[f"{own_prefix}.mixer.qkv.{part}"].chunk(3)):
+                weights[f"{bert_prefix}.attention.self.{name}.{part}"] = value
+        both(f"{own_prefix}.mixer.out", f"{bert_prefix}.attention.output.dense")
+        both(f"{own_prefix}.mixer_norm", f"{bert_prefix}.attention.output.LayerNorm")
+        both(f"{own_prefix}.channel.into", f"{bert_prefix}.intermediate.dense")
+        both(f"{own_prefix}.channel.out", f"{bert_prefix}.output.dense")
+        both(f"{own_prefix}.channel_norm", f"{bert_prefix}.output.LayerNorm")
     both("transform.dense", "cls.predictions.transform.dense")
     both("transform.norm", "cls.predictions.transform.LayerNorm")
-    given["cls.predictions.bias"] = given["cls.predictions.decoder.bias"] = ours["head.bias"]
-    theirs.load_state_dict(given)
-    return theirs
+    weights["cls.predictions.bias"] = weights["cls.predictions.decoder.bias"] = actual["head.bias"]
+    reference.load_state_dict(weights)
+    return reference
 
 
-def test_it_is_bert_with_the_same_weights() -> None:
+def test_the_cloze_model_equals_bert_with_the_same_weights() -> None:
     model = reader()
     tokens = torch.randint(ITEMS, (3, LENGTH), generator=torch.Generator().manual_seed(0))
     lengths = torch.tensor([9, 4, 7])
     alive = torch.arange(LENGTH) < lengths[:, None]
     with torch.no_grad():
-        theirs = bert(model)(input_ids=tokens, attention_mask=alive.long()).logits
+        reference = bert(model)(input_ids=tokens, attention_mask=alive.long()).logits
         starts = torch.arange(LENGTH) == lengths[:, None]
-        ours = model(tokens, Batch(tokens, tokens, starts).layout).logits
-    torch.testing.assert_close(ours[alive], theirs[alive], atol=1e-8, rtol=1e-8)
+        actual = model(tokens, Batch(tokens, tokens, starts).layout).logits
+    torch.testing.assert_close(actual[alive], reference[alive], atol=1e-8, rtol=1e-8)
 
 
-def test_without_positions_the_order_of_items_is_nothing() -> None:
+def test_without_positions_the_order_of_items_does_not_matter() -> None:
     model = reader(learned_positions=0)
     tokens = torch.randint(ITEMS, (4, LENGTH), generator=torch.Generator().manual_seed(1))
     tokens[:, -1] = MASK
@@ -192,7 +192,7 @@ def test_padding_and_neighbours_change_nothing(mixer: str) -> None:
 
 
 @pytest.mark.parametrize("mixer", BOTH_WAYS)
-def test_no_gradient_at_what_is_not_masked(mixer: str) -> None:
+def test_unmasked_places_have_no_gradient(mixer: str) -> None:
     model = reader(mixer)
     whole = torch.randint(ITEMS, (2, LENGTH), generator=torch.Generator().manual_seed(2))
     batch = mask_some(Batch(whole, whole), MASK, RandomMask(0.3), torch.Generator().manual_seed(0), 0.0)
@@ -208,7 +208,7 @@ def test_no_gradient_at_what_is_not_masked(mixer: str) -> None:
     assert MaskedElements()(model, batch).total.item() == pytest.approx(expected.item())
 
 
-def test_norms_behind_the_sums_keep_the_contract() -> None:
+def test_post_norm_stacks_keep_the_contract() -> None:
     """Any causal mixer may stand in such a stack too; what cannot run it says so."""
     torch.manual_seed(0)
     model = Stack(StackConfig(17, 8, ["attention", "gru"], {"attention": {"heads": 2}}, post_norm=True, transform=True))
@@ -232,15 +232,15 @@ def test_a_cloze_model_can_be_decoded(mixer: str) -> None:
     logits = model(tokens).logits
     for row in range(2):
         for end in (1, 5, 14):
-            shown = torch.cat([tokens[row, max(0, end - LENGTH + 1) : end], torch.tensor([MASK])])[None]
-            torch.testing.assert_close(model.stack(shown).logits[0, -1, :MASK], logits[row, end - 1])
+            window = torch.cat([tokens[row, max(0, end - LENGTH + 1) : end], torch.tensor([MASK])])[None]
+            torch.testing.assert_close(model.stack(window).logits[0, -1, :MASK], logits[row, end - 1])
     with pytest.raises(SegueError, match="one document a row"):
         model(tokens, Batch(tokens, tokens, tokens == 3).layout)
     with pytest.raises(SegueError, match="must be something beside"):
         ClozeModel(model.stack, 1)
 
 
-def test_layers_read_both_ways() -> None:
+def test_cloze_layers_read_both_ways() -> None:
     config = both_ways(StackConfig(9, 8, ["mamba", "attention:local", "hydra", "lstm"], {
         "mamba": {"states": 4}, "attention:local": {"heads": 2, "window": 3}}))
     names, options = config.mixers, config.options
@@ -251,10 +251,10 @@ def test_layers_read_both_ways() -> None:
     stack = Stack(config)
     tokens = torch.randint(9, (1, 6))
     for index in range(4):
-        alone = Stack(StackConfig(9, 8, [names[index]], options))
+        single = Stack(StackConfig(9, 8, [names[index]], options))
         changed = tokens.clone()
         changed[0, -1] = (tokens[0, -1] + 1) % 9
-        assert not torch.equal(alone(tokens).logits[0, -2], alone(changed).logits[0, -2])
+        assert not torch.equal(single(tokens).logits[0, -2], single(changed).logits[0, -2])
     with pytest.raises(SegueError, match="looks ahead"):
         stack.init_state(1)
 
@@ -274,16 +274,18 @@ def test_a_cloze_masks_each_document_of_a_batch(seed: int, ahead: float) -> None
     starts[0, at] = True
     torch.manual_seed(seed)
     batch = Batch(torch.from_numpy(tokens), torch.from_numpy(targets), starts)
-    found = Cloze(RandomMask(0.5), ahead).mask_documents(batch, MASK)
-    lengths = [int((row >= 0).nonzero().max()) + 1 if ahead == 1 else n + 1 for row, n in zip(found.targets, sizes)]
-    for row, (whole, length) in enumerate(zip(ids, lengths)):
-        hidden = found.targets[row] >= 0
-        assert torch.equal(hidden, found.tokens[row] == MASK) and not bool(hidden[0]) and bool(hidden.any())
-        np.testing.assert_array_equal(found.targets[row][hidden].numpy(), whole[hidden[: len(whole)].nonzero()[:, 0]])
+    result = Cloze(RandomMask(0.5), ahead).mask_documents(batch, MASK)
+    lengths = [int((row >= 0).nonzero().max()) + 1 if ahead == 1 else n + 1 for row, n in zip(result.targets, sizes)]
+    for row, (document, length) in enumerate(zip(ids, lengths)):
+        hidden = result.targets[row] >= 0
+        assert torch.equal(hidden, result.tokens[row] == MASK) and not bool(hidden[0]) and bool(hidden.any())
+        np.testing.assert_array_equal(result.targets[row][hidden].numpy(),
+                                      document[hidden[: len(document)].nonzero()[:, 0]])
         if ahead == 1.0:  # one, at the end, and nothing behind it
-            assert int(hidden.sum()) == 1 and found.tokens[row, : length - 1].tolist() == whole[: length - 1].tolist()
-    if found.starts is not None and ahead in (0.0, 1.0):
-        assert found.starts.nonzero().tolist() == [[r, n] for r, n in enumerate(lengths) if n < found.tokens.shape[1]]
+            assert int(hidden.sum()) == 1 and result.tokens[row,
+                                                            : length - 1].tolist() == document[: length - 1].tolist()
+    if result.starts is not None and ahead in (0.0, 1.0):
+        assert result.starts.nonzero().tolist() == [[r, n] for r, n in enumerate(lengths) if n < result.tokens.shape[1]]
     with pytest.raises(SegueError, match="has no mask"):
         Cloze()(reader(), batch)
 
@@ -312,35 +314,35 @@ class Table:
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 9999), levels=st.integers(1, 6), drop=st.booleans(), items=st.integers(3, 9))
-def test_ranks_are_those_of_a_full_sort(seed: int, levels: int, drop: bool, items: int) -> None:
+def test_ranks_equal_those_of_a_full_sort(seed: int, levels: int, drop: bool, items: int) -> None:
     draw = np.random.default_rng(seed)
     model = Table(draw.integers(levels, size=(5, 9)).astype(float))
     prefixes = [draw.integers(9, size=n) for n in draw.integers(0, 7, size=8)]
     targets = draw.integers(9, size=8)
-    found = rank_next(model, prefixes, targets, items=items, drop_seen=drop, rows=3)
+    results = rank_next(model, prefixes, targets, items=items, drop_seen=drop, rows=3)
     expected = []
     for prefix, target in zip(prefixes, targets.tolist()):
         free = [i for i in range(items) if i == target or not (drop and i in prefix)]
         expected.append(sorted_rank(model.next(prefix), target, free) if target < items else math.inf)
-    np.testing.assert_allclose(found, expected)
-    told = ranking(found, (1, 3))
+    np.testing.assert_allclose(results, expected)
+    scores_at = ranking(results, (1, 3))
     for k in (1, 3):
-        assert told.hits[k] == pytest.approx(np.mean([rank <= k for rank in expected]))
-        assert told.ndcg[k] == pytest.approx(np.mean([1 / math.log2(r + 1) if r <= k else 0.0 for r in expected]))
-    assert told.mrr == pytest.approx(np.mean([1 / rank for rank in expected])) and told.predictions == 8
+        assert scores_at.hits[k] == pytest.approx(np.mean([rank <= k for rank in expected]))
+        assert scores_at.ndcg[k] == pytest.approx(np.mean([1 / math.log2(r + 1) if r <= k else 0.0 for r in expected]))
+    assert scores_at.mrr == pytest.approx(np.mean([1 / rank for rank in expected])) and scores_at.predictions == 8
 
 
 def test_sampled_hits_are_hypergeometric() -> None:
     """Of the b others that are better, at most k - 1 may be among the n drawn of all M."""
     scores, n, k = -np.arange(50.0)[None], 20, 5
     for target in (3, 9, 14):
-        found = np.concatenate([sampled_ranks(scores, np.array([target]), n, seed=seed) for seed in range(1500)])
+        results = np.concatenate([sampled_ranks(scores, np.array([target]), n, seed=seed) for seed in range(1500)])
         expected = sum(math.comb(target, i) * math.comb(49 - target, n - i) for i in range(k)) / math.comb(49, n)
-        assert float((found <= k).mean()) == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 1500))
+        assert float((results <= k).mean()) == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 1500))
     assert sampled_ranks(scores, np.array([7]), 49).tolist() == [8]  # all of them: the full rank
 
 
-def test_popular_negatives_are_harder_and_seen_ones_are_not_drawn() -> None:
+def test_popular_negatives_are_harder_and_exclude_seen_items() -> None:
     scores, popularity = -np.arange(50.0)[None].repeat(400, 0), 1 / np.arange(1.0, 51)
     targets = np.full(400, 10)
     uniform, popular = (sampled_ranks(scores, targets, 10, weights).mean() for weights in (None, popularity))
@@ -356,7 +358,7 @@ def test_popular_negatives_are_harder_and_seen_ones_are_not_drawn() -> None:
         ranking(np.array([]))
 
 
-def test_popularity_and_order_are_baselines() -> None:
+def test_ngram_baselines_rank_by_popularity_and_order() -> None:
     """Counts of order 0 rank by popularity; in a chain those of order 1 are right."""
     sequences = [np.array([0, 1, 2, 0, 1, 2, 0]), np.array([1, 2, 0, 1])]
     popularity, chain = (CountModel(3, order, "witten-bell").fit(sequences) for order in (0, 1))
@@ -365,7 +367,7 @@ def test_popularity_and_order_are_baselines() -> None:
     assert rank_next(popularity, prefixes, targets).tolist() == [3, 1.5]  # four, four and three times
 
 
-def test_batched_prefixes_are_those_alone() -> None:
+def test_batched_prefixes_equal_single_ones() -> None:
     torch.manual_seed(0)
     model = DecodablePredictor(Stack(StackConfig(9, 8, ["gru", "attention"], {"attention": {"heads": 2}})), start=8)
     prefixes = [np.array([1, 2, 3]), np.array([], int), np.array([4, 5, 6, 7, 0])]
@@ -380,14 +382,14 @@ def test_batched_prefixes_are_those_alone() -> None:
 # What is held out, and what of it a user sees.
 
 
-def visits(users: int = 120, length: int = 9, again: bool = False) -> list[list[str]]:
+def visits(users: int = 120, length: int = 9, repeats: bool = False) -> list[list[str]]:
     """Each walks up the items from somewhere, two apart."""
     draw = np.random.default_rng(0)
-    turn = 6 if again else 40
+    turn = 6 if repeats else 40
     return [[f"i{(first + 2 * k) % turn:02d}" for k in range(length)] for first in draw.integers(20, size=users)]
 
 
-def test_the_last_of_each_is_held_out_with_its_history() -> None:
+def test_leave_last_out_keeps_histories() -> None:
     data = sets.of([["a", "b", "c", "d"], ["x"], ["b", "c"]], kind="events")
     rest, test = data.split(by="last")
     assert [r.object for r in rest] == [["a", "b", "c"], ["x"], ["b"]] and [r.object for r in test] == [["d"], ["c"]]
@@ -401,34 +403,34 @@ def test_the_last_of_each_is_held_out_with_its_history() -> None:
         sets.of([["a"], ["b"]], kind="events").split(by="last")
 
 
-def test_what_happened_later_is_held_out_with_its_history(tmp_path: Path) -> None:
+def test_a_time_split_keeps_histories(tmp_path: Path) -> None:
     rows = [("u", "a", 1), ("u", "b", 2), ("v", "c", 3), ("u", "c", 9), ("v", "d", 10), ("w", "a", 11)]
     (tmp_path / "log.csv").write_text("user,item,time\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows))
-    train, held = segue.read(tmp_path / "log.csv").split(0.5, by="time")
-    histories, before = held.histories()
+    train, test = segue.read(tmp_path / "log.csv").split(0.5, by="time")
+    histories, before = test.histories()
     assert [(r.object, n) for r, n in zip(histories, before)] == [(["a", "b", "c"], 2), (["c", "d"], 1), (["a"], 0)]
     assert sorted(item for record in train for item in record.object) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_evaluate_ranks_items_beside_baselines(again: bool) -> None:
-    data = sets.of(visits(again=again), kind="events")
+@pytest.mark.parametrize("repeats", [False, True])
+def test_evaluate_ranks_items_beside_baselines(repeats: bool) -> None:
+    data = sets.of(visits(repeats=repeats), kind="events")
     model = segue.fit(data, steps=30, quiet=True, width=32, depth=1, context=16, rows=16, threads=1,
                       precision="float32")
-    held = data.split(0.3)[1]
-    report = model.evaluate(held)
+    test = data.split(0.3)[1]
+    report = model.evaluate(test)
     assert set(report.ranking) == {"this model", "unigram", "counts of order 1", "Kneser-Ney of order 5"}
     assert set(report.ranking) - {"this model"} <= set(report.baselines)
-    ids = [model.codec.encode(record.object) for record in held]
+    ids = [model.codec.encode(record.object) for record in test]
     for name, order in (("unigram", 0), ("counts of order 1", 1)):
-        kept = model.ngram if model.mixture is None else model.mixture.counts
-        counts = kept.classical(order, "none" if order == 0 else "witten-bell")
+        count_model = model.ngram if model.mixture is None else model.mixture.counts
+        counts = count_model.classical(order, "none" if order == 0 else "witten-bell")
         prefixes = [np.concatenate([[model.codec.bos], row[:n]]) for row in ids for n in range(len(row))]
-        found = rank_next(counts, prefixes, np.concatenate(ids), items=model.codec.unk, drop_seen=not again)
-        told = ranking(found)
-        assert report.ranking[name] == pytest.approx({"accuracy": told.hits[1], "HR@10": told.hits[10],
-                                                      "NDCG@10": told.ndcg[10],
-                                                      "MRR": told.mrr})
+        results = rank_next(counts, prefixes, np.concatenate(ids), items=model.codec.unk, drop_seen=not repeats)
+        measures = ranking(results)
+        assert report.ranking[name] == pytest.approx({"accuracy": measures.hits[1], "HR@10": measures.hits[10],
+                                                      "NDCG@10": measures.ndcg[10],
+                                                      "MRR": measures.mrr})
     assert report.ranking["counts of order 1"]["MRR"] > report.ranking["unigram"]["MRR"] + 0.2
     assert any("had already" in note for note in report.notes)
     console = Console(width=120, record=True, file=io.StringIO())
@@ -439,7 +441,7 @@ def test_evaluate_ranks_items_beside_baselines(again: bool) -> None:
 
 
 @pytest.mark.parametrize("mixer", ["attention", pytest.param("lstm", marks=pytest.mark.slow)])
-def test_a_cloze_is_fitted_kept_continued_and_updated(mixer: str, tmp_path: Path) -> None:
+def test_a_cloze_model_is_fitted_saved_continued_and_updated(mixer: str, tmp_path: Path) -> None:
     """Users walk up the items: what comes next is what stands behind the end."""
     data, choices = sets.of(visits(), kind="events"), {"width": 32, "depth": 1, "context": 16, "rows": 16, "threads": 1,
                                                        "precision": "float32", "rate": 0.02}
@@ -449,17 +451,18 @@ def test_a_cloze_is_fitted_kept_continued_and_updated(mixer: str, tmp_path: Path
     assert report.ranking["this model"]["HR@10"] > report.ranking["unigram"]["HR@10"]
     assert report.bits_per_unit < report.baselines["unigram"] - 0.5
     assert "Ranks of what comes next" in (tmp_path / "model" / "README.md").read_text()
-    again = segue.load(tmp_path / "model")
+    reloaded = segue.load(tmp_path / "model")
     prime = ["i08", "i10", "i12", "i14"]
-    answer = again.continue_(prime, n=3).text
+    answer = reloaded.continue_(prime, n=3).text
     assert answer == model.continue_(prime, n=3, draft="trie").text and answer.startswith("i16")
-    assert again.evaluate(data.split(0.3)[1]).bits_per_unit == pytest.approx(report.bits_per_unit)
-    update = again.update(sets.of([visit[::-1] for visit in visits()], kind="events"), steps=30, quiet=True, rate=0.02)
+    assert reloaded.evaluate(data.split(0.3)[1]).bits_per_unit == pytest.approx(report.bits_per_unit)
+    update = reloaded.update(sets.of([visit[::-1] for visit in visits()], kind="events"), steps=30,
+                             quiet=True, rate=0.02)
     assert update.matrix.gain("update 1") > 0.3
     assert isinstance(segue.load(tmp_path / "model").model, ClozeModel)
 
 
-def test_unknown_items_are_misses_and_ends_are_none() -> None:
+def test_unknown_items_count_as_misses() -> None:
     class Store:
         tokens, offsets = np.array([4, 0, 1, 3, 4, 4, 2, 4]), np.array([0, 5, 8])
         channels: ClassVar[dict[str, np.ndarray]] = {}
@@ -476,7 +479,7 @@ def test_unknown_items_are_misses_and_ends_are_none() -> None:
 
 
 @pytest.mark.parametrize("mixer, kind", [("attention", "events"), ("hydra", "dna"), ("bidirectional:lstm", "events")])
-def test_a_cloze_learns_to_go_on(mixer: str, kind: str) -> None:
+def test_a_cloze_model_learns_to_continue(mixer: str, kind: str) -> None:
     """Items that follow one another, and a strand with a period of five: named behind the end after cloze training."""
     draw = np.random.default_rng(0)
     if kind == "events":
@@ -487,19 +490,19 @@ def test_a_cloze_learns_to_go_on(mixer: str, kind: str) -> None:
         strand = [int(id) for id in codec.encode(data[0].object) if id != codec.bos]
         assert max(strand) < MASK
         rows = [strand[first : first + LENGTH] for first in draw.integers(5, size=64)]
-    whole = torch.tensor(rows)
+    tokens = torch.tensor(rows)
     torch.manual_seed(0)
     model = Stack(StackConfig(MASK + 1, 32, [mixer] * 2, BOTH_WAYS, channel="mlp", norm="layer", bias=True,
                               transform=True, learned_positions=LENGTH))
 
     def draws(step: int) -> Batch:
-        return mask_some(Batch(whole, whole), MASK, EitherMask((RandomMask(0.3), LastMask()), (0.7, 0.3)),
+        return mask_some(Batch(tokens, tokens), MASK, EitherMask((RandomMask(0.3), LastMask()), (0.7, 0.3)),
                          torch.Generator().manual_seed(step), 0.0)
 
     learn(model, draws, 60 if kind == "dna" else 120, rate=0.01, objective=MaskedElements())
     predictor = DecodablePredictor(ClozeModel(model.eval(), LENGTH), None)
-    found = rank_next(predictor, [row[:-1] for row in rows], [row[-1] for row in rows])
-    assert ranking(found).hits[1] > 0.9
+    results = rank_next(predictor, [row[:-1] for row in rows], [row[-1] for row in rows])
+    assert ranking(results).hits[1] > 0.9
 
 
 # The claim's rule.

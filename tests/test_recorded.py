@@ -34,14 +34,14 @@ def recorded(pattern: str) -> Recorded:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_plays_what_the_model_says(pattern: str) -> None:
+def test_recorded_decoding_equals_the_model(pattern: str) -> None:
     model = recorded(pattern)
-    plain = generate(model.stack, PROMPTS, 30)
+    expected = generate(model.stack, PROMPTS, 30)
     for draft in ("none", "lookup"):
-        assert [a.tokens for a in generate(model, PROMPTS, 30, draft=draft)] == [a.tokens for a in plain], draft
+        assert [a.tokens for a in generate(model, PROMPTS, 30, draft=draft)] == [a.tokens for a in expected], draft
     assert model.recordings and model.failure is None
-    drawn = [a.tokens for a in generate(model.stack, PROMPTS, 12, "sample", seed=3)]
-    assert [a.tokens for a in generate(model, PROMPTS, 12, "sample", seed=3)] == drawn
+    expected_samples = [a.tokens for a in generate(model.stack, PROMPTS, 12, "sample", seed=3)]
+    assert [a.tokens for a in generate(model, PROMPTS, 12, "sample", seed=3)] == expected_samples
 
 
 def scores(model: Recorded, state: LentState, tokens: list[int]) -> np.ndarray:
@@ -50,46 +50,46 @@ def scores(model: Recorded, state: LentState, tokens: list[int]) -> np.ndarray:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("pattern", ["attention:near+gru"])
-def test_states_come_and_go(pattern: str) -> None:
+def test_recorded_states_may_alternate_and_be_copied(pattern: str) -> None:
     """Two states take turns at one recording; copies, choices of rows and longer steps come between."""
     model = recorded(pattern)
     device = next(model.stack.parameters()).device
     draw = np.random.default_rng(0)
     pairs: list[tuple[Any, Any]] = [(model.init_state(2), model.stack.init_state(2)) for _ in range(2)]
-    kept = [pair[0].snapshot() for pair in pairs], [pair[1].snapshot() for pair in pairs]
+    snapshots = [pair[0].snapshot() for pair in pairs], [pair[1].snapshot() for pair in pairs]
     for turn in range(30):
-        ours, theirs = pairs[turn % 2]
+        actual, reference = pairs[turn % 2]
         tokens = draw.integers(0, model.vocabulary, 2).tolist()
-        expected = model.stack.extend(torch.tensor(tokens, device=device)[:, None], theirs).logits[:, 0]
-        theirs.commit()
-        np.testing.assert_allclose(scores(model, ours, tokens), expected.cpu().numpy(), atol=1e-10)
+        expected = model.stack.extend(torch.tensor(tokens, device=device)[:, None], reference).logits[:, 0]
+        reference.commit()
+        np.testing.assert_allclose(scores(model, actual, tokens), expected.cpu().numpy(), atol=1e-10)
         if turn % 7 == 3:
             more = torch.from_numpy(draw.integers(0, model.vocabulary, (2, 3))).to(device)
-            a, b = model.extend(more, ours).logits, model.stack.extend(more, theirs).logits
+            a, b = model.extend(more, actual).logits, model.stack.extend(more, reference).logits
             torch.testing.assert_close(a, b)
-            for state in (ours, theirs):
+            for state in (actual, reference):
                 state.commit(None, torch.tensor([3, 1], device=device))
         if turn % 10 == 5:
-            kept[0][turn % 2], kept[1][turn % 2] = ours.snapshot(), theirs.snapshot()
+            snapshots[0][turn % 2], snapshots[1][turn % 2] = actual.snapshot(), reference.snapshot()
         if turn % 10 == 8:
             rows = torch.tensor([1, 0], device=device)
-            pairs[turn % 2] = ours.select(rows), theirs.select(rows)
+            pairs[turn % 2] = actual.select(rows), reference.select(rows)
         if turn % 20 == 18:
-            ours.restore(kept[0][0])
-            theirs.restore(kept[1][0])
+            actual.restore(snapshots[0][0])
+            reference.restore(snapshots[1][0])
         assert torch.equal(pairs[0][0].positions, pairs[0][1].positions)
     assert model.recordings.keys() <= {(2, 256), (2, 512)}
 
 
 @torch.inference_mode()
-def test_more_tokens_than_a_recording_has_room_for() -> None:
+def test_more_tokens_than_a_recording_holds_run_unrecorded() -> None:
     model = recorded("attention:places")
-    ours, theirs = model.init_state(1), model.stack.init_state(1)
-    device = theirs.positions.device
+    actual, reference = model.init_state(1), model.stack.init_state(1)
+    device = reference.positions.device
     for token in np.random.default_rng(0).integers(0, model.vocabulary, EXTRA_CAPACITY + 20).tolist():
-        expected = model.stack.extend(torch.tensor([[token]], device=device), theirs).logits[:, 0]
-        theirs.commit()
-        np.testing.assert_allclose(scores(model, ours, [token]), expected.cpu().numpy(), atol=1e-10)
+        expected = model.stack.extend(torch.tensor([[token]], device=device), reference).logits[:, 0]
+        reference.commit()
+        np.testing.assert_allclose(scores(model, actual, [token]), expected.cpu().numpy(), atol=1e-10)
     assert len(model.recordings) == 2
     for rows in range(2, 4 + MAX_RECORDINGS):
         scores(model, model.init_state(rows), [1] * rows)
@@ -97,13 +97,13 @@ def test_more_tokens_than_a_recording_has_room_for() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["hyena", "palm", "attention:prefix"])
-def test_what_is_not_recorded_runs_as_it_did(pattern: str) -> None:
+def test_unrecordable_models_run_unrecorded(pattern: str) -> None:
     model = recorded(pattern)
     expected = [a.tokens for a in generate(model.stack, PROMPTS, 12)]
     assert [a.tokens for a in generate(model, PROMPTS, 12)] == expected and not model.recordings
 
 
-def test_what_looks_at_numbers_is_told_before_it_is_recorded() -> None:
+def test_steps_that_read_numbers_are_detected_before_recording() -> None:
     x, places, empty = torch.arange(2.0), torch.tensor([1, 0]), torch.zeros(2, device="meta")
     looks = [lambda: x.max().item(), lambda: bool(x.any()), lambda: x[x > 1], lambda: x.nonzero(),
              lambda: x.unique(), lambda: torch.linalg.inv(x[:, None] + x), lambda: x.new_tensor([1.0]),
@@ -118,7 +118,7 @@ def test_what_looks_at_numbers_is_told_before_it_is_recorded() -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", [name for name, mixer in MIXERS.items() if mixer.causal])
-def test_a_step_of_a_mixer_looks_at_no_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixer_steps_read_no_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = stack(name, options={}, width=32, hidden=48).to(torch.bfloat16).eval()  # a type that no compiled loop takes
     state = Recorded(model).init_state(2)
     if not Recorded(model)._fits(state):

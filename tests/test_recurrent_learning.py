@@ -28,9 +28,9 @@ def test_rtrl_equals_bptt(cell: type[Mixer]) -> None:
     mixer = cell(5).double()
     x, target = torch.randn(2, 6, 5).double(), torch.randn(2, 6, 5).double()
     recurrence = mixer.recurrence
-    found = rtrl(recurrence, (x,), recurrence.initial(2, x), lambda row, t, y: (y[0] - target[row, t]).square().sum())
+    results = rtrl(recurrence, (x,), recurrence.initial(2, x), lambda row, t, y: (y[0] - target[row, t]).square().sum())
     for name, expected in bptt(mixer, x, target).items():
-        torch.testing.assert_close(found[name.removeprefix("recurrence.")], expected, atol=1e-8, rtol=1e-8)
+        torch.testing.assert_close(results[name.removeprefix("recurrence.")], expected, atol=1e-8, rtol=1e-8)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -44,8 +44,8 @@ def test_truncated_bptt_is_exact_when_it_reaches_far_enough(length: int, k1: int
     expected = bptt(mixer, x, target)
     mixer.zero_grad()
     outputs = []
-    for where, y in truncated_bptt(mixer.extend, mixer.init_state(2), x, k1, times * k1):
-        (y - target[:, where]).square().sum().backward()
+    for span, y in truncated_bptt(mixer.extend, mixer.init_state(2), x, k1, times * k1):
+        (y - target[:, span]).square().sum().backward()
         outputs.append(y.detach())
     torch.testing.assert_close(torch.cat(outputs, 1), mixer(x).detach())  # the state is carried exactly
     reaches = times * k1 >= length
@@ -54,25 +54,25 @@ def test_truncated_bptt_is_exact_when_it_reaches_far_enough(length: int, k1: int
         assert same or not reaches, name
 
 
-def test_truncation_truncates() -> None:
+def test_truncated_gradients_differ_from_full_ones() -> None:
     torch.manual_seed(0)
     mixer = Elman(8).double()
     x, target = torch.randn(2, 12, 8).double(), torch.randn(2, 12, 8).double()
     expected = bptt(mixer, x, target)
     mixer.zero_grad()
-    for where, y in truncated_bptt(mixer.extend, mixer.init_state(2), x, 3):
-        (y - target[:, where]).square().sum().backward()
+    for span, y in truncated_bptt(mixer.extend, mixer.init_state(2), x, 3):
+        (y - target[:, span]).square().sum().backward()
     slopes = dict(mixer.named_parameters())["recurrence.module.weight_hh_l0"].grad
     assert not torch.allclose(slopes, expected["recurrence.module.weight_hh_l0"], atol=1e-3)
 
 
-def test_truncation_must_fit() -> None:
+def test_bad_truncation_is_refused() -> None:
     with pytest.raises(SegueError, match="multiple"):
         next(truncated_bptt(Elman(4).extend, Elman(4).init_state(1), torch.zeros(1, 4, 4), 3, 4))
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_bidirectional_is_both_ways(cell: type[Mixer]) -> None:
+def test_bidirectional_equals_both_directions(cell: type[Mixer]) -> None:
     torch.manual_seed(0)
     name = cell.__name__.lower()
     mixer = Bidirectional(6, mixer=name).double()
@@ -84,8 +84,8 @@ def test_bidirectional_is_both_ways(cell: type[Mixer]) -> None:
     starts = torch.zeros(2, 12, dtype=torch.bool)
     starts[:, 9] = True  # padding is a document of its own, so the backward pass does not begin in it
     padded = torch.cat([x, torch.randn(2, 3, 6).double()], 1)
-    found = mixer(padded, Layout.chain((2, 12), starts=starts))[:, :9]
-    torch.testing.assert_close(found, mixer(x))
+    results = mixer(padded, Layout.chain((2, 12), starts=starts))[:, :9]
+    torch.testing.assert_close(results, mixer(x))
     with pytest.raises(SegueError, match="looks ahead"):
         mixer.extend(x, Elman(6).init_state(2))
 
@@ -94,9 +94,9 @@ def test_bidirectional_is_both_ways(cell: type[Mixer]) -> None:
 @settings(max_examples=25, deadline=None)
 def test_advantages_end_with_their_episodes(length: int, seed: int, discount: float, trace: float) -> None:
     draw = torch.Generator().manual_seed(seed)
-    rewards, values = (torch.randn(2, length + more, generator=draw, dtype=torch.float64) for more in (0, 1))
+    rewards, values = (torch.randn(2, length + extra, generator=draw, dtype=torch.float64) for extra in (0, 1))
     ends = torch.rand(2, length, generator=draw) < 0.3
-    found = advantages(rewards, values, ends, discount, trace)
+    results = advantages(rewards, values, ends, discount, trace)
     for row in range(2):
         for start in range(length):
             total = 0.0
@@ -105,10 +105,10 @@ def test_advantages_end_with_their_episodes(length: int, seed: int, discount: fl
                 total += (discount * trace) ** (t - start) * float(rewards[row, t] + discount * after - values[row, t])
                 if ends[row, t]:
                     break
-            assert float(found[row, start]) == pytest.approx(total, abs=1e-9)
+            assert float(results[row, start]) == pytest.approx(total, abs=1e-9)
 
 
-def test_a_policy_goes_no_farther_than_the_clip() -> None:
+def test_policy_gradients_stop_at_the_clip() -> None:
     logs = torch.tensor([0.0, 0.5, -0.5, 0.5, -0.5], requires_grad=True)  # as it was, and too far either way
     loss = clipped_policy(logs, torch.zeros(5), torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0]))
     loss.backward()

@@ -51,33 +51,33 @@ TWO = SectionedPrompt("{ask}", (Section("text", "Text:"), Section("plan", "Plan 
     "Text: a b.\n***\n\n ## \n** Plan 1:** c d.\n---\n".replace("---", "***"),  # lines of decoration
     "Text: a b.\n" + " " * 200_000 + "\n" * 200_000 + "Plan 1: c d.",  # nothing, at length
 ])
-def test_sections_are_found_however_they_are_written(reply: str) -> None:
-    found = TWO.parse(reply)
-    assert found.texts == {"text": "a b.", "plan": "c d."} and not found.problem
+def test_sections_are_parsed_in_every_spelling(reply: str) -> None:
+    result = TWO.parse(reply)
+    assert result.texts == {"text": "a b.", "plan": "c d."} and not result.problem
 
 
 @pytest.mark.parametrize("reply", ["", "Plan 1: c", "Text: a", "Text:\nPlan 1: c", "nothing of the sort"])
-def test_a_malformed_reply_is_asked_for_a_bounded_number_of_times(reply: str) -> None:
+def test_a_malformed_reply_is_retried_a_bounded_number_of_times(reply: str) -> None:
     model = Counted(Scripted(lambda prompt: reply))
-    found = TWO.ask(model, ["p"])[0]
-    assert found.problem and found.calls == model.calls == 3
+    result = TWO.ask(model, ["p"])[0]
+    assert result.problem and result.calls == model.calls == 3
     script = Scripted([reply, "Text: a\nPlan 1: c"])
-    found = TWO.ask(script, ["p"])[0]
-    assert found.calls == 2 and not found.problem and "p" in script.prompts[1] and "Plan 1:" in script.prompts[1]
+    result = TWO.ask(script, ["p"])[0]
+    assert result.calls == 2 and not result.problem and "p" in script.prompts[1] and "Plan 1:" in script.prompts[1]
 
 
-def test_a_prompt_is_asked_again_alone() -> None:
+def test_only_failed_prompts_are_retried() -> None:
     script = Scripted(lambda prompt: "Text: a\nPlan 1: c" if prompt == "good" or "first reply" in prompt else "Text: a")
-    found = TWO.ask(script, ["good", "bad", "good"])
-    assert [each.calls for each in found] == [1, 2, 1] and len(script.prompts) == 4
+    results = TWO.ask(script, ["good", "bad", "good"])
+    assert [result.calls for result in results] == [1, 2, 1] and len(script.prompts) == 4
 
 
 @settings(deadline=None)
 @given(st.text(max_size=80))
 def test_any_reply_is_parsed(reply: str) -> None:
-    found = TWO.parse(reply)
-    assert bool(found.problem) == (set(found.texts) != {"text", "plan"})
-    assert len(found.texts.get("plan", "").split()) <= 5
+    result = TWO.parse(reply)
+    assert bool(result.problem) == (set(result.texts) != {"text", "plan"})
+    assert len(result.texts.get("plan", "").split()) <= 5
 
 
 def test_sentences_and_bounds() -> None:
@@ -110,38 +110,38 @@ def test_pinned_sentences_survive_and_changes_are_logged() -> None:
 @settings(deadline=None)
 @given(st.lists(st.text("abc ", min_size=1, max_size=12), min_size=1, max_size=12), st.text("abc ", max_size=8),
        st.integers(1, 5))
-def test_retrieval_is_the_cosine_and_an_index_grows_as_if_made_at_once(texts: list[str], query: str, k: int) -> None:
+def test_retrieval_ranks_by_cosine_and_grows_incrementally(texts: list[str], query: str, k: int) -> None:
     embed, archive = Hashing(64), LongTerm(Hashing(64), recency=0.0)
     for place, text in enumerate(texts):
         archive.add(text, place=place)
-    vectors, asked = embed(texts), embed([query])[0]
-    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(asked)
-    cosines = np.divide(vectors @ asked, norms, out=np.zeros(len(texts), np.float32), where=norms > 0)
-    found = archive.search(query, k)
-    assert np.allclose([each.score for each in found], np.sort(cosines)[::-1][:k], atol=1e-6)
-    assert all(each.note == {"place": each.place} and each.text == texts[each.place] for each in found)
+    vectors, query_vector = embed(texts), embed([query])[0]
+    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query_vector)
+    cosines = np.divide(vectors @ query_vector, norms, out=np.zeros(len(texts), np.float32), where=norms > 0)
+    results = archive.search(query, k)
+    assert np.allclose([result.score for result in results], np.sort(cosines)[::-1][:k], atol=1e-6)
+    assert all(result.note == {"place": result.place} and result.text == texts[result.place] for result in results)
     assert archive.index is not None
-    again = LongTerm.from_dict(archive.to_dict(), embed)
-    assert again.search(query, k) == found
+    reloaded = LongTerm.from_dict(archive.to_dict(), embed)
+    assert reloaded.search(query, k) == results
     torch.testing.assert_close(archive.index.vectors,
                                torch.nn.functional.normalize(torch.from_numpy(vectors), dim=-1))
 
 
-def test_of_two_that_are_alike_the_newer_comes_first() -> None:
+def test_retrieval_ties_prefer_the_newer() -> None:
     archive = LongTerm(Hashing())
     for text in ("fox in cave", "owl in mill", "fox in field", "owl in tower"):
         archive.add(text)
-    assert [found.text for found in archive.search("where is fox", 2)] == ["fox in field", "fox in cave"]
-    assert [found.text for found in archive.search("fox", 2, without={2})] == ["fox in cave", "owl in tower"]
+    assert [hit.text for hit in archive.search("where is fox", 2)] == ["fox in field", "fox in cave"]
+    assert [hit.text for hit in archive.search("fox", 2, without={2})] == ["fox in cave", "owl in tower"]
     newest = LongTerm(None)
     for text in "abc":
         newest.add(text)
-    assert [found.text for found in newest.search("a", 2)] == ["c", "b"] and LongTerm().search("a") == []
+    assert [hit.text for hit in newest.search("a", 2)] == ["c", "b"] and LongTerm().search("a") == []
 
 
 @pytest.mark.parametrize("mixer", ["gru", "attention"])
 @pytest.mark.parametrize("codec", [ByteCodec(), ItemCodec(["fox", "owl", "in"])], ids=["bytes", "words"])
-def test_a_model_s_own_vectors_find_too(mixer: str, codec: ByteCodec | ItemCodec) -> None:
+def test_retrieval_by_a_models_own_vectors(mixer: str, codec: ByteCodec | ItemCodec) -> None:
     torch.manual_seed(0)
     archive = LongTerm(of_model(Stack(StackConfig(codec.size, 16, [mixer])).eval(), codec), recency=0.0)
     archive.add("fox in")
@@ -173,7 +173,8 @@ class Canned:
             return "Choice: Plan 2, for it is best\nReason: because"
         if "twice its length" in prompt:
             self.sorts.append("extend")
-            newest, plan = (prompt.split(f"{what}:\n")[1].split("\n")[0] for what in ("newest paragraph", "next one"))
+            newest, plan = (prompt.split(f"{heading}:\n")[1].split("\n")[0]
+                            for heading in ("newest paragraph", "next one"))
             return f"Paragraph: {newest} At length.\nPlan: Outline of {plan}"
         if "You begin" in prompt:
             self.sorts.append("start")
@@ -183,7 +184,7 @@ class Canned:
         return writer(self.written)
 
 
-def test_the_loop_by_hand() -> None:
+def test_the_loop_calls_as_by_hand() -> None:
     canned = Canned()
     script = Scripted(canned)
     program = RecurrentProgram(script, archive="paragraph", recency=0.05)
@@ -203,10 +204,10 @@ def test_the_loop_by_hand() -> None:
     assert "Paragraph 3 is told. At length." in last.split("most fitting first:")[1]  # retrieved; the newest never is
 
 
-def test_a_killed_run_goes_on_with_the_very_prompts(tmp_path: Path) -> None:
-    whole = Scripted(Canned())
-    program = RecurrentProgram(whole)
-    program.rollout(program.start("P."), 6, Simulated(whole))
+def test_a_killed_run_resumes_with_the_same_prompts(tmp_path: Path) -> None:
+    uninterrupted = Scripted(Canned())
+    program = RecurrentProgram(uninterrupted)
+    program.rollout(program.start("P."), 6, Simulated(uninterrupted))
     canned = Canned()
     first = Scripted(canned)
     program = RecurrentProgram(first)
@@ -215,7 +216,7 @@ def test_a_killed_run_goes_on_with_the_very_prompts(tmp_path: Path) -> None:
     program = RecurrentProgram(second)
     story = Story.load(tmp_path / "story.json", Hashing())
     program.rollout(story, 3, Simulated(second), save=tmp_path / "story.json")
-    assert first.prompts + second.prompts == whole.prompts
+    assert first.prompts + second.prompts == uninterrupted.prompts
     assert json.loads((tmp_path / "story.json").read_text())["step"] == 9
     assert story.archive.texts[2:] == ["Three. At length.", *(f"Sum {i}." for i in (1, 2, 3, 4, 5))]
     assert [note["paragraph"] for note in story.archive.notes] == list(range(8))
@@ -224,20 +225,20 @@ def test_a_killed_run_goes_on_with_the_very_prompts(tmp_path: Path) -> None:
         Story.load(tmp_path / "other.json", None)
 
 
-def test_people_write_along() -> None:
+def test_people_edit_plans_and_paragraphs() -> None:
     program = RecurrentProgram(Scripted(Canned()))
     story = program.start("P.")
     patch = {"plan": "Go home.", "memory": "Fact 0. The door is red.", "paragraph": "Third, put right."}
-    program.rollout(story, 1, by_hand(lambda shown: patch))
+    program.rollout(story, 1, by_hand(lambda screen: patch))
     assert "The door is red." in story.memory.sentences and story.archive.texts[-1] == "Third, put right."
-    program.rollout(story, 1, by_hand(lambda shown: "I open the door."))  # a reader's action is the plan
+    program.rollout(story, 1, by_hand(lambda screen: "I open the door."))  # a reader's action is the plan
     assert [entry["plan"] for entry in story.log if "plan" in entry] == ["Go home.", "I open the door."]
     assert "The door is red." in story.memory.sentences
     story.edit({"pinned": []})
     program.rollout(story, 1)
     assert "The door is red." not in story.memory.sentences
     with pytest.raises(SegueError, match="gave no plan"):
-        program.rollout(story, 1, by_hand(lambda shown: ""))
+        program.rollout(story, 1, by_hand(lambda screen: ""))
     with pytest.raises(SegueError, match="no hero to edit"):
         story.edit({"hero": "Ann"})
 
@@ -253,7 +254,7 @@ def test_any_model_of_bytes_ends_in_bounded_calls(mixer: str) -> None:
     assert model.calls <= 6 and story.step == 2 and len(story.archive) == 1 and story.log[-1]["problem"]
 
 
-def test_what_a_reply_lacks_stays_as_it_was() -> None:
+def test_missing_parts_of_a_reply_stay_unchanged() -> None:
     replies = iter([BEGIN, *["Paragraph: Only this."] * 3, *[""] * 3])
     program = RecurrentProgram(Scripted(lambda prompt: next(replies)))
     story = program.start("P.")
@@ -284,26 +285,26 @@ def test_prompts_stay_bounded_over_200_steps() -> None:
 # --- the claim
 
 
-def test_the_world_knows_what_is_true() -> None:
+def test_the_synthetic_world_is_consistent() -> None:
     pairs = [write_step(Random(seed)) for seed in range(300)]
-    for shown, said in pairs:
-        asked, answer = " ".join(shown), " ".join(said)
-        who, origin, goal = parse_move(answer) or ("", "", "")
-        assert asked.endswith(f"move {who} write") and origin != goal
-        found = WRITER.parse(answer)
-        assert not found.problem and found.texts["memory"].startswith(f"{who} at {goal} .")
-        assert len(split_sentences(found.texts["memory"])) <= FACTS
-        if f" {who} at " in asked:  # the memory knows better than all passages
-            assert f" {who} at {origin} ." in asked
-    assert all(CODEC.unk not in CODEC.encode([*shown, *said]) for shown, said in pairs)
+    for prompt_words, answer_words in pairs:
+        prompt, answer = " ".join(prompt_words), " ".join(answer_words)
+        being, origin, goal = parse_move(answer) or ("", "", "")
+        assert prompt.endswith(f"move {being} write") and origin != goal
+        result = WRITER.parse(answer)
+        assert not result.problem and result.texts["memory"].startswith(f"{being} at {goal} .")
+        assert len(split_sentences(result.texts["memory"])) <= FACTS
+        if f" {being} at " in prompt:  # the memory knows better than all passages
+            assert f" {being} at {origin} ." in prompt
+    assert all(CODEC.unk not in CODEC.encode([*prompt_words, *answer_words]) for prompt_words, answer_words in pairs)
 
 
-def test_gaps_are_spread_over_all_distances() -> None:
+def test_gaps_cover_all_distances() -> None:
     random, last, gaps = Random(1), dict[str, int](), list[int]()
     for now in range(400):
-        who = next_being(random, last, now)
-        gaps += [now - last[who]] if who in last else []
-        last[who] = now
+        being = next_being(random, last, now)
+        gaps += [now - last[being]] if being in last else []
+        last[being] = now
     assert all(sum(gap in bucket for gap in gaps) > 30 for bucket in BUCKETS.values())
 
 
@@ -312,32 +313,32 @@ def oracle(prompt: str) -> str:
     memory, rest = prompt.removeprefix("memory").split(" paragraph ", 1)
     newest, rest = rest.split("related", 1)
     related, plan = rest.split("plan ")
-    who = plan.split()[1]
+    being = plan.split()[1]
     facts = {fact.split()[0]: fact.split()[2] for fact in split_sentences(memory)}
     passages = [newest, *re.findall(r"\w+ leaves \w+ \. \w+ enters \w+ \.", related)]
     moves = [move for text in passages if (move := parse_move(text))]
-    at = facts.get(who) or next((move[2] for move in moves if move[0] == who), "cave")
+    at = facts.get(being) or next((move[2] for move in moves if move[0] == being), "cave")
     goal = "mill" if at != "mill" else "tower"
-    kept = [f"{who} at {goal} .", *(f"{name} at {place} ." for name, place in facts.items() if name != who)]
-    return reply(paragraph(who, at, goal), kept[:FACTS], ["fox", "owl", "crow"])
+    kept = [f"{being} at {goal} .", *(f"{name} at {place} ." for name, place in facts.items() if name != being)]
+    return reply(paragraph(being, at, goal), kept[:FACTS], ["fox", "owl", "crow"])
 
 
 def test_both_memories_make_a_perfect_writer_consistent() -> None:
     shares = {}
     for arm in ARMS:
-        found = write_stories(Scripted(oracle), arm, seed=0, stories=3, steps=60)  # type: ignore[arg-type]
-        far = [right for away, right in found["returns"] if away in BUCKETS[LAST]]
-        shares[arm] = sum(far) / len(far)
-        assert found["words"][3] <= found["words"][1]
+        results = write_stories(Scripted(oracle), arm, seed=0, stories=3, steps=60)  # type: ignore[arg-type]
+        distant = [is_right for away, is_right in results["returns"] if away in BUCKETS[LAST]]
+        shares[arm] = sum(distant) / len(distant)
+        assert results["words"][3] <= results["words"][1]
     assert shares[FULL] == shares["no short-term memory"] == 1 and shares["no long-term memory"] < 0.9
     assert follow_edits(Scripted(oracle), seed=0, stories=3) == 1  # type: ignore[arg-type]
 
 
-def test_whatever_a_writer_says_its_prompts_are_no_longer_than_those_of_a_perfect_one() -> None:
+def test_prompts_of_any_writer_are_bounded() -> None:
     draw, words = Random(0), [*HEADINGS.values(), *["fox", "at", "leaves", "mill"] * 8, "."]
-    found = [write_stories(Scripted(reply), FULL, seed=0, stories=3, steps=30)["words"]  # type: ignore[arg-type]
-             for reply in (oracle, lambda prompt: " ".join(draw.choices(words, k=48)))]
-    assert max(found[1]) <= max(found[0]) == 47
+    results = [write_stories(Scripted(reply), FULL, seed=0, stories=3, steps=30)["words"]  # type: ignore[arg-type]
+               for reply in (oracle, lambda prompt: " ".join(draw.choices(words, k=48)))]
+    assert max(results[1]) <= max(results[0]) == 47
 
 
 def test_all_verdicts_can_be_reached() -> None:

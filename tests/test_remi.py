@@ -33,33 +33,33 @@ bars = st.lists(st.integers(0, 12), unique=True, max_size=6).map(lambda each: so
 
 @settings(max_examples=80, deadline=None)
 @given(melody=notes, piano=notes, tempi=tempi, themes=bars)
-def test_what_is_on_the_grid_comes_back(melody: list[Note], piano: list[Note], tempi: list[tuple[int, int]],
-                                        themes: list[tuple[int, int]]) -> None:
+def test_pieces_on_the_grid_round_trip(melody: list[Note], piano: list[Note], tempi: list[tuple[int, int]],
+                                       themes: list[tuple[int, int]]) -> None:
     items = REMI.spell({"melody": melody, "piano": piano}, tempi, themes)
-    heard, speeds, found = REMI.understand(items)
-    assert heard["melody"] == sorted(melody) and found == themes and sorted(speeds) == sorted(tempi)
-    assert [(note.start, note.pitch, note.length, note.loud) for note in heard["piano"]] == [
+    parts, speeds, results = REMI.understand(items)
+    assert parts["melody"] == sorted(melody) and results == themes and sorted(speeds) == sorted(tempi)
+    assert [(note.start, note.pitch, note.length, note.loud) for note in parts["piano"]] == [
         (note.start, note.pitch, note.length, note.loud) for note in sorted(piano)]
     assert REMI.codec.decode(REMI.codec.encode(items)) == items
 
 
-def test_of_tempi_in_one_sixteenth_the_last_counts() -> None:
+def test_the_last_tempo_of_a_sixteenth_counts() -> None:
     items = REMI.spell({}, [(STEP, 80), (1, 121), (0, 100), (STEP + 1, 143)])
     assert REMI.understand(items)[1] == [(0, 122), (STEP, 143)]
 
 
-def test_what_breaks_the_grammar_is_told() -> None:
-    for items, wrong in ((["at0"], 1), (["bar", "at3", "melody60", "loud2"], 4), (["bar", "theme", "at1"], 3),
+def test_grammar_errors_name_the_place() -> None:
+    for items, place in ((["at0"], 1), (["bar", "at3", "melody60", "loud2"], 4), (["bar", "theme", "at1"], 3),
                          (["theme", "bar", "theme"], 3), (["bar", "theme-end"], 2), (["bar", "at3", "at4"], 3),
                          (["bar", "at3", "tempo80", "at2"], 4), (["bar", "nonsense"], 2)):
-        with pytest.raises(SegueError, match=f"item {wrong},"):
+        with pytest.raises(SegueError, match=f"item {place},"):
             REMI.understand(items)
     with pytest.raises(SegueError, match="names of small letters"):
         Remi(["bar"])
 
 
 @pytest.mark.parametrize("mixer", ["attention", "gru"])
-def test_a_model_that_knows_nothing_says_what_can_be_played(mixer: str) -> None:
+def test_untrained_models_generate_playable_pieces(mixer: str) -> None:
     torch.manual_seed(0)
     model = Stack(StackConfig(REMI.codec.size, 16, [mixer])).eval()
     assert REMI.codec.eos is not None
@@ -101,10 +101,10 @@ def test_parts_of_a_file_keep_their_time(tmp_path: Path) -> None:
                       mido.Message("note_off", note=pitch, time=240)]
         file.tracks.append(track)
     file.save(tmp_path / "song.mid")
-    found = notes_by_track(tmp_path / "song.mid")
-    assert {name: [(note.start, note.pitch) for note in each] for name, each in found.items()} == {
+    result = notes_by_track(tmp_path / "song.mid")
+    assert {name: [(note.start, note.pitch) for note in notes] for name, notes in result.items()} == {
         "MELODY": [(2 * GRID, 72)], "PIANO": [(GRID, 48)]}
-    items = REMI.spell({"melody": found["MELODY"], "piano": found["PIANO"]}, themes=[(0, 1)])
+    items = REMI.spell({"melody": result["MELODY"], "piano": result["PIANO"]}, themes=[(0, 1)])
     assert items == ["theme", "bar", "at4", "piano48", "length2", "loud20", "at8", "melody72", "length2", "loud20",
                      "theme-end"]
     (tmp_path / "broken.mid").write_bytes(b"MThd no more")

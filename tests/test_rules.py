@@ -34,10 +34,11 @@ EVERY: dict[str, Any] = {
     "exponential_decay_length_penalty": [2, 1.5], "suppress_tokens": [1, 11], "begin_suppress_tokens": [12, EOS]}
 
 
-def theirs(name: str, scores: np.ndarray, said: list[int], prompt: int, source: list[int], limit: int) -> np.ndarray:
+def peer_scores(name: str, scores: np.ndarray, tokens: list[int], prompt: int, source: list[int],
+                limit: int) -> np.ndarray:
     """What transformers' processor of this option makes of the scores."""
     ends, value = [EOS, 4], EVERY[name]
-    made = {
+    processors = {
         "no_repeat_ngram_size": lambda: logits_process.NoRepeatNGramLogitsProcessor(value),
         "encoder_no_repeat_ngram_size": lambda: logits_process.EncoderNoRepeatNGramLogitsProcessor(
             value, torch.tensor([source])),
@@ -51,27 +52,28 @@ def theirs(name: str, scores: np.ndarray, said: list[int], prompt: int, source: 
         "suppress_tokens": lambda: logits_process.SuppressTokensLogitsProcessor(value),
         "begin_suppress_tokens": lambda: logits_process.SuppressTokensAtBeginLogitsProcessor(
             value, prompt)}
-    return made[name]()(torch.tensor([said]), torch.tensor(scores)[None])[0].numpy()
+    return processors[name]()(torch.tensor([tokens]), torch.tensor(scores)[None])[0].numpy()
 
 
 @pytest.mark.parametrize("name", EVERY)
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 9999), prompt=st.integers(1, 5), count=st.integers(0, 8), both=st.booleans())
-def test_each_is_that_of_transformers(name: str, seed: int, prompt: int, count: int, both: bool) -> None:
+def test_each_rule_equals_that_of_transformers(name: str, seed: int, prompt: int, count: int, both: bool) -> None:
     """both: of an encoder-decoder, whose prompt is a source, begin, and a target that starts with the id 0."""
     random = np.random.default_rng(seed)
-    said = [0, *random.integers(3, 9, prompt + count - 1).tolist()]
+    tokens = [0, *random.integers(3, 9, prompt + count - 1).tolist()]
     source, scores = random.integers(3, 9, 6).tolist(), random.normal(size=V)
-    given = [*source, V, *said[1:prompt]] if both else said[:prompt]
-    prefix = Prefix(given, V + 1, 7 if both else 0, 0 if both else None, 9, frozenset([EOS, 4]))
-    for token in said[prompt:]:
+    prompt_tokens = [*source, V, *tokens[1:prompt]] if both else tokens[:prompt]
+    prefix = Prefix(prompt_tokens, V + 1, 7 if both else 0, 0 if both else None, 9, frozenset([EOS, 4]))
+    for token in tokens[prompt:]:
         prefix.append(token)
-    assert prefix.count == count and prefix.length == prompt + count and prefix.decoder_tokens == said
-    found = Rules(**{name: EVERY[name]})(scores, prefix)
-    np.testing.assert_allclose(found, theirs(name, scores, said, prompt, source if both else said[:prompt], 9))
+    assert prefix.count == count and prefix.length == prompt + count and prefix.decoder_tokens == tokens
+    results = Rules(**{name: EVERY[name]})(scores, prefix)
+    np.testing.assert_allclose(results, peer_scores(name, scores, tokens, prompt,
+                                                    source if both else tokens[:prompt], 9))
 
 
-def test_a_token_of_the_source_is_not_said_when_it_is_taken_back() -> None:
+def test_a_removed_token_no_longer_counts_for_the_rules() -> None:
     prefix = Prefix([5, 6, 7, 1], 9, source=3)
     for token in (5, 1):
         prefix.append(token)
@@ -83,15 +85,15 @@ def test_a_token_of_the_source_is_not_said_when_it_is_taken_back() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 9999), vocabulary=st.sampled_from([2, 7, 300]))
-def test_warpers_are_those_of_transformers(seed: int, vocabulary: int) -> None:
+def test_warpers_equal_those_of_transformers(seed: int, vocabulary: int) -> None:
     scores = np.random.default_rng(seed).normal(0, 2, vocabulary)
     ruled_out = np.where(np.arange(vocabulary) % 5 == 1, -np.inf, scores)
-    made = {"typical_p": transformers.TypicalLogitsWarper, "epsilon_cutoff": transformers.EpsilonLogitsWarper,
-            "eta_cutoff": transformers.EtaLogitsWarper}
-    for each in (scores, ruled_out):
+    warpers = {"typical_p": transformers.TypicalLogitsWarper, "epsilon_cutoff": transformers.EpsilonLogitsWarper,
+               "eta_cutoff": transformers.EtaLogitsWarper}
+    for row in (scores, ruled_out):
         for name, value in (("typical_p", 0.3), ("typical_p", 0.95), ("epsilon_cutoff", 0.05), ("eta_cutoff", 0.1)):
-            ours = Sampling(True, **{name: value}).warp(each, Prefix([0], vocabulary))
-            np.testing.assert_allclose(ours, made[name](value)(None, torch.tensor(each)[None])[0].numpy())
+            actual = Sampling(True, **{name: value}).warp(row, Prefix([0], vocabulary))
+            np.testing.assert_allclose(actual, warpers[name](value)(None, torch.tensor(row)[None])[0].numpy())
 
 
 # In every decoder.
@@ -100,50 +102,51 @@ RULES: dict[str, Any] = {"no_repeat_ngram_size": 3, "bad_words_ids": [[4, 1], [6
                          "suppress_tokens": [5], "begin_suppress_tokens": [0, 3], "forced_eos_token_id": EOS}
 
 
-@pytest.mark.parametrize("way", [{}, {"decoder": "sample", "typical_p": 0.9}])
-def test_drafts_batches_and_streams_keep_the_rules_and_change_no_token(way: dict[str, Any]) -> None:
+@pytest.mark.parametrize("decoder_options", [{}, {"decoder": "sample", "typical_p": 0.9}])
+def test_drafts_batches_and_streams_keep_the_rules_and_change_no_token(decoder_options: dict[str, Any]) -> None:
     model, prompts, n = TableModel(9, 3, 1.0), [[1, 2], [3], [7, 8, 1]], [25, 9, 17]
     model.table[..., EOS] -= 2.0  # answers go to their limits
-    given = {"eos": EOS, "seed": 5, **way, **RULES}
-    plain = generate(model, prompts, n, **given)
-    assert any(answer.finish == "stop" and answer.produced == most for answer, most in zip(plain, n))  # forced
-    for answer, prompt, most in zip(plain, prompts, n):
-        said, whole = answer.tokens, [*prompt, *answer.tokens]
-        assert 4 <= len(said) < most and answer.finish == "stop" and not {5, 6} & set(said) and said[0] not in (0, 3)
-        grams = [tuple(whole[i : i + 3]) for i in range(len(whole) - 2)]
-        assert len(set(grams)) == len(grams) and (4, 1) not in zip(said, said[1:])
-    drafter = WildDraft(9, truth=[answer.tokens for answer in plain], honest=0.9)
-    drafted = generate(model, prompts, n, draft=drafter, adaptive=False, **given)
-    assert [answer.tokens for answer in drafted] == [answer.tokens for answer in plain]
+    options = {"eos": EOS, "seed": 5, **decoder_options, **RULES}
+    undrafted = generate(model, prompts, n, **options)
+    assert any(answer.finish == "stop" and answer.produced == limit for answer, limit in zip(undrafted, n))  # forced
+    for answer, prompt, limit in zip(undrafted, prompts, n):
+        tokens, full = answer.tokens, [*prompt, *answer.tokens]
+        assert 4 <= len(tokens) < limit and answer.finish == "stop"
+        assert not {5, 6} & set(tokens) and tokens[0] not in (0, 3)
+        grams = [tuple(full[i : i + 3]) for i in range(len(full) - 2)]
+        assert len(set(grams)) == len(grams) and (4, 1) not in zip(tokens, tokens[1:])
+    drafter = WildDraft(9, truth=[answer.tokens for answer in undrafted], honest=0.9)
+    drafted = generate(model, prompts, n, draft=drafter, adaptive=False, **options)
+    assert [answer.tokens for answer in drafted] == [answer.tokens for answer in undrafted]
     assert sum(answer.accepted for answer in drafted) > 3
-    told: list[list[int]] = [[], [], []]
-    for piece in stream(model, prompts, n, draft="both", **given):
-        told[piece.index] += piece.tokens
-    assert told == [answer.tokens for answer in plain]
-    if not way:
-        alone = [generate(model, [prompt], most, **given)[0].tokens for prompt, most in zip(prompts, n)]
-        assert alone == told
+    streamed: list[list[int]] = [[], [], []]
+    for piece in stream(model, prompts, n, draft="both", **options):
+        streamed[piece.index] += piece.tokens
+    assert streamed == [answer.tokens for answer in undrafted]
+    if not decoder_options:
+        single = [generate(model, [prompt], limit, **options)[0].tokens for prompt, limit in zip(prompts, n)]
+        assert single == streamed
 
 
 @pytest.mark.parametrize("decoder, options", [
     ("beam", {"num_beams": 4}), ("diverse-beam", {"num_beams": 4}), ("contrastive", {"top_k": 4}),
     ("tree", {"budget": 60}), ("exact", {"budget": 3000})])
-def test_searches_keep_them(decoder: str, options: dict[str, Any]) -> None:
+def test_searches_keep_the_rules(decoder: str, options: dict[str, Any]) -> None:
     rules = RULES | {"no_repeat_ngram_size": 2}
     for answer in generate(TableModel(9, 3, 1.0), [[1, 2], [3]], 7, decoder, eos=EOS, **options, **rules):
-        said = answer.tokens
-        assert 4 <= len(said) < 7 and answer.finish == "stop" and not {5, 6} & set(said) and said[0] not in (0, 3)
-        assert len(set(zip(said, said[1:]))) == len(said) - 1 and (4, 1) not in zip(said, said[1:])
+        tokens = answer.tokens
+        assert 4 <= len(tokens) < 7 and answer.finish == "stop" and not {5, 6} & set(tokens) and tokens[0] not in (0, 3)
+        assert len(set(zip(tokens, tokens[1:]))) == len(tokens) - 1 and (4, 1) not in zip(tokens, tokens[1:])
 
 
-def test_where_whole_answers_are_ranked_rules_make_nothing_likelier() -> None:
+def test_beam_scores_under_rules_are_the_models_or_renormalised() -> None:
     """A beam's scores are the model's own; renormalised they are those of choosing among what is left."""
     model = TableModel(6, 1, 1.0)
-    for again in (False, True):
+    for renormalised in (False, True):
         answer, = generate(model, [[1, 2]], 4, "beam", num_beams=300, length_penalty=0.0, suppress_tokens=[0, 3],
-                           renormalize_logits=again)
+                           renormalize_logits=renormalised)
         rows = model.answer([1, 2], answer.tokens)
-        if again:
+        if renormalised:
             rows[:, [0, 3]] = -np.inf
             rows = log_softmax(rows)
         assert answer.score == pytest.approx(sum(row[token] for row, token in zip(rows, answer.tokens)))
@@ -154,7 +157,7 @@ def test_where_whole_answers_are_ranked_rules_make_nothing_likelier() -> None:
         generate(model, [[1, 2]], 4, "exact", processors=(lambda scores, prefix: scores + 9.0,))
 
 
-def test_the_last_token_is_forced_where_tokens_are_taken_back() -> None:
+def test_the_last_action_is_forced_with_backspaces() -> None:
     back = 0
     for seed in range(4):
         answer, = generate(TableModel(5, 3, 1.0), [[1, 3]], 30, "sample", eos=EOS, seed=seed, backspace=4,
@@ -165,16 +168,16 @@ def test_the_last_token_is_forced_where_tokens_are_taken_back() -> None:
     assert back > 3
 
 
-@pytest.mark.parametrize("wrong, match", [
+@pytest.mark.parametrize("broken, match", [
     ({"no_repeat_ngram_size": -1}, "whole number"), ({"min_new_tokens": 1.5}, "whole number"),
     ({"suppress_tokens": 3}, "list of token ids"), ({"bad_words_ids": [1, 2]}, "list of lists"),
     ({"bad_words_ids": [[]]}, "list of lists"), ({"forced_eos_token_id": "end"}, "token ids"),
     ({"exponential_decay_length_penalty": 1.2}, "factor"), ({"forced_bos_token_id": 99}, "cannot be forced"),
     ({"max_new_tokens": 4}, "is n here"), ({"typical_p": 0.0, "decoder": "sample"}, "typical_p")])
-def test_mistakes_are_told(wrong: dict[str, Any], match: str) -> None:
-    with pytest.raises(SegueError, match=match) as told:
-        generate(TableModel(7), [[1]], 3, **wrong)
-    assert "\n" not in str(told.value)
+def test_bad_rules_are_refused(broken: dict[str, Any], match: str) -> None:
+    with pytest.raises(SegueError, match=match) as error:
+        generate(TableModel(7), [[1]], 3, **broken)
+    assert "\n" not in str(error.value)
 
 
 # Models of transformers.
@@ -205,61 +208,61 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def folder_of(name: str, folder: Path, **said: Any) -> Any:
+def folder_of(name: str, folder: Path, **settings: Any) -> Any:
     kind, values = FOLDERS[name]
     torch.manual_seed(1)
     made = getattr(transformers, kind)
-    theirs = made(made.config_class(**values)).eval()
-    for key, parameter in theirs.named_parameters():
+    reference = made(made.config_class(**values)).eval()
+    for key, parameter in reference.named_parameters():
         if "embed_positions" not in key or name != "marian":
             parameter.data += 0.3 * torch.randn_like(parameter)
-    theirs.generation_config.update(**said)
-    theirs.save_pretrained(folder)
-    return theirs
+    reference.generation_config.update(**settings)
+    reference.save_pretrained(folder)
+    return reference
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-@pytest.mark.parametrize("said", SETTINGS, ids=["greedy", "beam", "beam, forced"])
-def test_a_folder_is_continued_as_it_says(name: str, said: dict[str, Any], tmp_path: Path) -> None:
-    theirs = folder_of(name, tmp_path, **said)
+@pytest.mark.parametrize("settings", SETTINGS, ids=["greedy", "beam", "beam, forced"])
+def test_a_folder_is_continued_by_its_generation_config(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    reference = folder_of(name, tmp_path, **settings)
     model = segue.load(tmp_path)
-    ends = said.get("eos_token_id", [EOS])
+    ends = settings.get("eos_token_id", [EOS])
     primes = [[5, 9, 11, 20, 7, 3], [21, 13], [3, 14, 15, 9, 16, 5]]
-    both = theirs.config.is_encoder_decoder
-    alone = []
+    both = reference.config.is_encoder_decoder
+    single = []
     for prime in primes:
         ids = torch.tensor([prime])
         with torch.no_grad():
-            told = theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False)[0].tolist()
-        told = told[1 if both else len(prime) :]
-        told = told[: next((at for at, token in enumerate(told) if token in ends), len(told))]
-        alone.append(model.continue_(prime).tokens)
-        assert alone[-1] == told
+            expected = reference.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False)[0].tolist()
+        expected = expected[1 if both else len(prime) :]
+        expected = expected[: next((at for at, token in enumerate(expected) if token in ends), len(expected))]
+        single.append(model.continue_(prime).tokens)
+        assert single[-1] == expected
     answers = model.continue_(primes)
-    assert [answer.tokens for answer in answers] == alone
-    assert answers[0].decoder == ("beam" if "num_beams" in said else "greedy") and not answers[0].remark
-    if "num_beams" not in said:
+    assert [answer.tokens for answer in answers] == single
+    assert answers[0].decoder == ("beam" if "num_beams" in settings else "greedy") and not answers[0].remark
+    if "num_beams" not in settings:
         drafted = model.continue_(primes, draft="lookup", adaptive=False)
         assert [answer.tokens for answer in drafted] == [answer.tokens for answer in answers]
 
 
-def test_what_is_asked_for_comes_before_what_a_folder_says(tmp_path: Path) -> None:
+def test_requested_options_override_the_folders(tmp_path: Path) -> None:
     folder_of("gpt2", tmp_path, do_sample=True, temperature=0.6, top_k=5, max_new_tokens=7, suppress_tokens=[4])
     model = segue.load(tmp_path)
     answer = model.continue_([5, 9], eos=None)
     assert answer.decoder == "sample" and len(answer.tokens) == 7
-    plain: dict[str, Any] = {"eos": None, "suppress_tokens": [4]}
+    overrides: dict[str, Any] = {"eos": None, "suppress_tokens": [4]}
     assert answer.tokens == generate(model.decodable(), [[5, 9]], 7, "sample", temperature=0.6, top_k=5,
-                                     **plain)[0].tokens
+                                     **overrides)[0].tokens
     assert model.continue_([5, 9], 4, temperature=2.0, eos=None).tokens == \
-        generate(model.decodable(), [[5, 9]], 4, "sample", temperature=2.0, top_k=5, **plain)[0].tokens
+        generate(model.decodable(), [[5, 9]], 4, "sample", temperature=2.0, top_k=5, **overrides)[0].tokens
     assert model.continue_([5, 9], 8, "greedy", eos=None, suppress_tokens=[]).tokens == \
         generate(model.decodable(), [[5, 9]], 8, eos=None)[0].tokens
     assert model.continue_([5, 9], 5, num_beams=3).decoder == "beam"
-    assert [each.suppress_tokens for each in model.processors] == [[4]]  # the server's too
+    assert [processor.suppress_tokens for processor in model.processors] == [[4]]  # the server's too
 
 
-def test_what_is_not_offered_is_told_in_one_line(tmp_path: Path) -> None:
+def test_unsupported_settings_give_one_line_errors(tmp_path: Path) -> None:
     folder_of("t5", tmp_path, max_length=6)
     path = tmp_path / "generation_config.json"
     values = json.loads(path.read_text())
@@ -279,12 +282,12 @@ def test_what_is_not_offered_is_told_in_one_line(tmp_path: Path) -> None:
         segue.load(tmp_path / "gpt2")
 
 
-def test_every_setting_of_transformers_is_offered_known_or_told() -> None:
+def test_every_setting_of_transformers_is_supported_or_named() -> None:
     """A setting that a newer transformers brings must be looked at."""
-    told = {"max_time", "top_h", "encoder_repetition_penalty", "sequence_bias", "token_healing", "guidance_scale",
-            "watermarking_config", "constraints", "force_words_ids", "dola_layers"}
+    refused = {"max_time", "top_h", "encoder_repetition_penalty", "sequence_bias", "token_healing", "guidance_scale",
+               "watermarking_config", "constraints", "force_words_ids", "dola_layers"}
     names = {name for name in vars(transformers.GenerationConfig()) if not name.startswith(IGNORED_PREFIXES)}
     unknown = names - {*SUPPORTED, *TRANSFORMERS_NAMES, *IGNORED}
-    assert unknown <= told, unknown
+    assert unknown <= refused, unknown
     offered = {name for decoder in ("sample", "diverse-beam", "contrastive") for name in option_names(decoder)}
     assert set(SUPPORTED) <= offered

@@ -32,28 +32,29 @@ def stack(pattern: str = "attention*3", seed: int = 0, **choices: object) -> Sta
 
 def bytes_kept(model: nn.Module) -> int:
     """Of all that the forward pass keeps for the backward pass, each storage once."""
-    kept: dict[int, int] = {}
+    size_by_storage: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        size_by_storage[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = NextElement()(model, BATCH).total
     del loss
-    return sum(size for pointer, size in kept.items() if pointer not in weights)
+    return sum(size for pointer, size in size_by_storage.items() if pointer not in weights)
 
 
-def test_shared_layers_are_one_block_and_a_whole_model() -> None:
-    shared, apart = stack("attention+gru", shared=True), stack("attention*2+gru+attention", shared=True)
+def test_shared_layers_are_one_block() -> None:
+    shared, separate = stack("attention+gru", shared=True), stack("attention*2+gru+attention", shared=True)
     count = sum(p.numel() for p in shared.parameters())
     unrolled = stack("attention*2+gru+attention")
-    assert count == sum(p.numel() for p in apart.parameters()) < sum(p.numel() for p in unrolled.parameters())
-    assert apart.blocks[0] is apart.blocks[1] is apart.blocks[3] and apart.blocks[2] is not apart.blocks[0]
-    unrolled.load_state_dict(apart.state_dict())  # every layer has its name, with the same weights
-    assert torch.equal(unrolled(TOKENS).logits, apart(TOKENS).logits)
-    assert check_model(apart, examples=3)
+    assert count == sum(p.numel() for p in separate.parameters()) < sum(p.numel() for p in unrolled.parameters())
+    assert separate.blocks[0] is separate.blocks[1] is separate.blocks[3]
+    assert separate.blocks[2] is not separate.blocks[0]
+    unrolled.load_state_dict(separate.state_dict())  # every layer has its name, with the same weights
+    assert torch.equal(unrolled(TOKENS).logits, separate(TOKENS).logits)
+    assert check_model(separate, examples=3)
 
 
 def test_shared_layers_are_saved_once(tmp_path: Path) -> None:
@@ -77,13 +78,13 @@ def test_recomputing_blocks_changes_no_gradient(pattern: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*grads))
 
 
-def test_recomputing_blocks_keeps_less() -> None:
-    plain, light = stack("attention*6"), stack("attention*6")
+def test_recomputing_blocks_stores_less() -> None:
+    stored, light = stack("attention*6"), stack("attention*6")
     light.checkpointing = True
-    assert bytes_kept(light) < 0.65 * bytes_kept(plain)
+    assert bytes_kept(light) < 0.65 * bytes_kept(stored)
 
 
-def test_what_cannot_recompute_says_so() -> None:
+def test_models_that_cannot_recompute_are_refused() -> None:
     with pytest.raises(SegueError, match="cannot recompute"):
         learn(nn.Linear(2, 2), lambda step: BATCH, 1, checkpointing=True)
 
@@ -91,17 +92,17 @@ def test_what_cannot_recompute_says_so() -> None:
 @pytest.mark.parametrize("muon", [False, True])
 def test_pruned_weights_are_the_smallest_and_stay_zero(muon: bool) -> None:
     model = stack("attention*2")
-    seen: list[float] = []
+    zero_shares: list[float] = []
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embedding" not in name]
 
     class Watched(Prune):
         def after_step(self, run: object) -> None:
             super().after_step(run)  # type: ignore[arg-type]
-            seen.append(float(sum((p == 0).sum() for p in matrices)) / sum(p.numel() for p in matrices))
+            zero_shares.append(float(sum((p == 0).sum() for p in matrices)) / sum(p.numel() for p in matrices))
 
     run = learn(model, lambda step: BATCH, 30, muon=muon, strategy=Watched(0.6, every=3))
-    assert seen == sorted(seen) and abs(seen[-1] - 0.6) < 1e-3 and seen[0] < 0.2
-    assert abs(seen[9] - 0.6 * (1 - (1 - 10 / 21) ** 3)) < 0.01  # the cubic schedule
+    assert zero_shares == sorted(zero_shares) and abs(zero_shares[-1] - 0.6) < 1e-3 and zero_shares[0] < 0.2
+    assert abs(zero_shares[9] - 0.6 * (1 - (1 - 10 / 21) ** 3)) < 0.01  # the cubic schedule
     assert run.curve[-1]["loss"] < run.curve[0]["loss"] and bool((model.embedding.weight != 0).all())
 
 
@@ -109,12 +110,12 @@ def test_pruning_survives_a_kill() -> None:
     check_strategy(lambda: Prune(0.5, every=2))
 
 
-def test_distillation_is_its_formula() -> None:
+def test_distillation_equals_its_formula() -> None:
     teacher, student = stack(seed=1), stack()
-    given, known = (model(BATCH.tokens).logits.double().flatten(0, 1) for model in (student, teacher))
-    p, q = (known / 3).softmax(-1), (given / 3).softmax(-1)
-    apart = (p * (p.log() - q.log())).sum()
-    expected = 0.7 * F.cross_entropy(given, BATCH.targets.flatten(), reduction="sum") + 0.3 * 9 * apart
+    student_logits, teacher_logits = (model(BATCH.tokens).logits.double().flatten(0, 1) for model in (student, teacher))
+    p, q = (teacher_logits / 3).softmax(-1), (student_logits / 3).softmax(-1)
+    separate = (p * (p.log() - q.log())).sum()
+    expected = 0.7 * F.cross_entropy(student_logits, BATCH.targets.flatten(), reduction="sum") + 0.3 * 9 * separate
     loss = Distillation(teacher, 0.3, 3.0)(student, BATCH)
     assert abs(float(loss.total.detach()) - float(expected.detach())) < 1e-3
     assert set(loss.terms) == {"nats", "distillation"}
@@ -122,16 +123,16 @@ def test_distillation_is_its_formula() -> None:
     assert all(p.grad is None for p in teacher.parameters())
 
 
-def test_a_student_of_the_teacher_alone_comes_near_it() -> None:
+def test_a_distilled_student_approaches_its_teacher() -> None:
     teacher, student = stack(seed=1), stack("gru")
     nowhere = Distillation(teacher, 1.0)
 
-    def apart() -> float:
+    def separate() -> float:
         return float(nowhere(student, BATCH).terms["distillation"])
 
-    before = apart()
+    before = separate()
     learn(student, lambda step: BATCH, 40, objective=nowhere)
-    assert apart() < 0.3 * before
+    assert separate() < 0.3 * before
 
 
 def test_a_teacher_of_other_elements_is_refused() -> None:
@@ -139,7 +140,7 @@ def test_a_teacher_of_other_elements_is_refused() -> None:
         Distillation(Stack(StackConfig(9, 8, ["gru"])))(stack(), BATCH)
 
 
-def test_penalties_of_mixers_are_in_the_loss() -> None:
+def test_mixer_penalties_are_in_the_loss() -> None:
     """A head that pays for its reach looks less far, shared layers and gradient accumulation included."""
     spans = []
     for price in (0.0, 1.0):
@@ -152,7 +153,7 @@ def test_penalties_of_mixers_are_in_the_loss() -> None:
     assert spans[1] < spans[0] - 0.05
 
 
-def test_every_saving_is_one_word_away(tmp_path: Path) -> None:
+def test_every_saving_is_available_from_fit(tmp_path: Path) -> None:
     """`segue fit --set ...`: a teacher, then a shared, recomputed, pruned student of it with local layers."""
     lines = [f"{a} times {b} is {a * b}\n" for a in range(12) for b in range(12)]
     small = {"steps": 6, "width": 32, "quiet": True, "mix": False}
@@ -164,9 +165,10 @@ def test_every_saving_is_one_word_away(tmp_path: Path) -> None:
     assert len(set(student.model.blocks)) == 2 and len(student.model.blocks) == 4
     weight = student.model.blocks[0].mixer.qkv.weight
     assert 0.2 < float((weight == 0).float().mean()) < 0.9
-    again = segue.load(tmp_path / "student")
-    told, told_again = (model.continue_("3 times", n=5, decoder="greedy").tokens for model in (student, again))
-    assert told == told_again
-    for wrong in ({"prune": 1.0}, {"distil": 2.0}):
+    reloaded = segue.load(tmp_path / "student")
+    tokens, tokens_reloaded = (model.continue_("3 times", n=5, decoder="greedy").tokens
+                               for model in (student, reloaded))
+    assert tokens == tokens_reloaded
+    for bad_options in ({"prune": 1.0}, {"distil": 2.0}):
         with pytest.raises(SegueError, match="part of a whole"):
-            build(Plan(9).with_(**wrong))
+            build(Plan(9).with_(**bad_options))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from gradients import with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import shake
 
 from segue.errors import SegueError
 from segue.kernels.scan import linear_scan
@@ -21,7 +23,7 @@ from segue.testing import check_mixer
 EXAMPLES = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 
 
-def made(mixer: Mixer) -> Mixer:
+def perturbed(mixer: Mixer) -> Mixer:
     """In float64, with no parameter at its first value."""
     generator = torch.Generator().manual_seed(0)
     for parameter in mixer.parameters():
@@ -63,15 +65,15 @@ def diagonal_by_loop(mixer: S5 | LRU, x: Tensor, starts: Tensor) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("mixer", [S5(6, states=4), LRU(6, states=5)], ids=["s5", "lru"])
-def test_diagonal_systems_are_their_loop(mixer: S5 | LRU) -> None:
-    made(mixer)
+def test_diagonal_systems_equal_their_loop(mixer: S5 | LRU) -> None:
+    perturbed(mixer)
     x, starts = torch.randn(2, 50, 6, dtype=torch.float64), packed(2, 50)
     y = mixer(x, Layout.chain((2, 50), starts=starts))
     torch.testing.assert_close(y, diagonal_by_loop(mixer, x, starts), rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
-def test_a_fresh_s5_is_the_real_hippo_system() -> None:
+def test_a_new_s5_equals_the_real_hippo_system() -> None:
     """x' = A x + B u with the dense normal matrix of HiPPO-LegS, its input held over each step."""
     torch.manual_seed(0)
     mixer, states = S5(3, states=4, steps=(0.05, 0.05)).double(), 8
@@ -81,19 +83,19 @@ def test_a_fresh_s5_is_the_real_hippo_system() -> None:
     complex_b = torch.view_as_complex(mixer.B)
     b = 2 * (v @ complex_b).real  # the other half of each pair adds as much
     step = torch.linalg.matrix_exp(a * 0.05)
-    held = torch.linalg.solve(a, step - torch.eye(states, dtype=torch.float64)) @ b
+    input_map = torch.linalg.solve(a, step - torch.eye(states, dtype=torch.float64)) @ b
     x, h = torch.randn(1, 30, 3, dtype=torch.float64), torch.zeros(states, dtype=torch.float64)
     state = mixer.init_state(1)
     for t in range(30):
-        h = step @ h + held @ x[0, t]
+        h = step @ h + input_map @ x[0, t]
         mixer.extend(x[:, t : t + 1], state)
         state.commit()
-    found = torch.view_as_complex(state.tensors()["0.recurrence.0"])[0]
-    torch.testing.assert_close(found, v.mH @ h.to(v.dtype), rtol=0, atol=1e-6)  # the parameters are drawn in float32
+    results = torch.view_as_complex(state.tensors()["0.recurrence.0"])[0]
+    torch.testing.assert_close(results, v.mH @ h.to(v.dtype), rtol=0, atol=1e-6)  # the parameters are drawn in float32
 
 
 @torch.no_grad()
-def test_lru_is_an_s5_of_the_same_eigenvalues() -> None:
+def test_lru_equals_an_s5_of_the_same_eigenvalues() -> None:
     torch.manual_seed(0)
     lru, s5 = LRU(4, states=3).double(), S5(4, states=3).double()
     s5.recurrence.rate.data, s5.recurrence.step.data = lru.recurrence.nu.data, torch.zeros(3, dtype=torch.float64)
@@ -105,7 +107,7 @@ def test_lru_is_an_s5_of_the_same_eigenvalues() -> None:
 
 
 @torch.no_grad()
-def test_the_ring_begins_between_its_radii() -> None:
+def test_lru_eigenvalues_start_between_the_radii() -> None:
     lru = LRU(8, states=4000, radii=(0.6, 0.9), phase=1.0)
     decay = lru.recurrence.decay()
     # All states are of one size where inputs are independent: the powers of a decay add up to it.
@@ -143,8 +145,8 @@ def test_resets_compose_in_any_order(length: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("mixer", [S5(4), LRU(4), Mamba2(4, states=3, head_width=4)], ids=["s5", "lru", "mamba2"])
-def test_packed_episodes_are_episodes_apart_also_in_their_gradients(mixer: Mixer) -> None:
-    made(mixer)
+def test_packed_episodes_equal_separate_ones_with_gradients(mixer: Mixer) -> None:
+    perturbed(mixer)
     x, ends = torch.randn(1, 60, 4, dtype=torch.float64), (17, 40, 60)
     starts = torch.zeros(1, 60, dtype=torch.bool)
     starts[0, [0, *ends[:-1]]] = True
@@ -153,8 +155,8 @@ def test_packed_episodes_are_episodes_apart_also_in_their_gradients(mixer: Mixer
         return [y, *torch.autograd.grad(y.square().sum(), list(mixer.parameters()))]
 
     together = gradients(mixer(x, Layout.chain((1, 60), starts=starts)))
-    apart = gradients(torch.cat([mixer(x[:, begin:end]) for begin, end in zip((0, *ends), ends)], 1))
-    for a, b in zip(together, apart):
+    separate = gradients(torch.cat([mixer(x[:, begin:end]) for begin, end in zip((0, *ends), ends)], 1))
+    for a, b in zip(together, separate):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10 * max(1.0, float(b.detach().abs().max())))
 
 
@@ -168,10 +170,7 @@ def test_blocks_must_divide_the_states() -> None:
 
 def ssd_inputs(rows: int, length: int, groups: int, heads: int, states: int, width: int, seed: int) -> list[Tensor]:
     g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
+    normal = partial(torch.randn, generator=g, dtype=torch.float64)
     return [normal(rows, length, heads * width + 2 * groups * states), normal(rows, length, heads),
             -3 * normal(rows, length, heads).abs(), normal(heads), normal(rows, heads, states, width)]
 
@@ -186,18 +185,18 @@ def close(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> Non
        st.sampled_from([(1, 1), (1, 3), (1, 5), (2, 2), (3, 1)]), st.sampled_from([(4, 3), (16, 32), (20, 17)]),
        st.booleans(), st.sampled_from([torch.float64, torch.float32]), st.integers(0, 99))
 @EXAMPLES
-def test_ssd(form: str, rows: int, length: int, heads: tuple[int, int], size: tuple[int, int], starting: bool,
-             dtype: torch.dtype, seed: int) -> None:
+def test_ssd_equals_its_reference(form: str, rows: int, length: int, heads: tuple[int, int], size: tuple[int, int],
+                                  starting: bool, dtype: torch.dtype, seed: int) -> None:
     inputs = ssd_inputs(rows, length, heads[0], heads[0] * heads[1], *size, seed)
     starts, tolerance = packed(rows, length, seed) if starting else None, 1e-10 if dtype == torch.float64 else 2e-4
     lengths = torch.randint(length + 1, (rows,), generator=torch.Generator().manual_seed(seed))
-    given = [x.to(dtype) for x in inputs]
+    typed_inputs = [x.to(dtype) for x in inputs]
     with pytest.MonkeyPatch.context() as patch:
         if form == "plain":
             patch.setattr("segue.kernels.compiled.COMPILED_FROM", 10**9)
-        close(with_gradients(ssd, given, starts), [x.to(dtype) for x in with_gradients(ssd_reference, inputs, starts)],
-              tolerance)
-        final = ssd(*given, starts, lengths)[1]
+        close(with_gradients(ssd, typed_inputs, starts),
+              [x.to(dtype) for x in with_gradients(ssd_reference, inputs, starts)], tolerance)
+        final = ssd(*typed_inputs, starts, lengths)[1]
     for row in range(rows):
         upto = [x[row : row + 1, : lengths[row]] for x in inputs[:3]]
         begun = None if starts is None else starts[row : row + 1, : lengths[row]]
@@ -205,7 +204,7 @@ def test_ssd(form: str, rows: int, length: int, heads: tuple[int, int], size: tu
         close([final[row : row + 1]], [expected.to(dtype)], tolerance)
 
 
-def test_ssd_wipes_its_state_where_a_head_forgets_all_at_once() -> None:
+def test_ssd_with_total_decay_clears_its_state() -> None:
     inputs = [x.float() for x in ssd_inputs(1, 70, 1, 1, 2, 3, 0)]
     inputs[2] *= 0
     inputs[2][0, 33] = -1e4  # no bound holds for decays here
@@ -214,18 +213,18 @@ def test_ssd_wipes_its_state_where_a_head_forgets_all_at_once() -> None:
     close(actual, expected, 1e-4)
 
 
-def test_ssd_is_the_same_on_any_number_of_threads() -> None:
-    inputs, before, found = [x.float() for x in ssd_inputs(2, 130, 1, 6, 5, 7, 0)], torch.get_num_threads(), []
+def test_ssd_does_not_depend_on_the_number_of_threads() -> None:
+    inputs, before, result = [x.float() for x in ssd_inputs(2, 130, 1, 6, 5, 7, 0)], torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append(with_gradients(ssd, inputs))
+            result.append(with_gradients(ssd, inputs))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(*found))
+    assert all(torch.equal(a, b) for a, b in zip(*result))
 
 
-def test_ssd_in_bfloat16_keeps_decays_and_states_wide() -> None:
+def test_ssd_in_bfloat16_keeps_decays_and_states_in_float32() -> None:
     u, write, g, skip, state = (x.float() for x in ssd_inputs(2, 400, 1, 2, 4, 5, 0))
     g = g * 0.003
     y, final = ssd(u.bfloat16(), write, g, skip, state)
@@ -236,9 +235,9 @@ def test_ssd_in_bfloat16_keeps_decays_and_states_wide() -> None:
 
 
 @torch.no_grad()
-def test_mamba2_is_its_loop() -> None:
+def test_mamba2_equals_its_loop() -> None:
     mixer = Mamba2(4, states=3, head_width=2, groups=2)
-    made(mixer)
+    perturbed(mixer)
     x, inner = torch.randn(1, 12, 4, dtype=torch.float64), 8
     gate, u, dt = mixer.into(x[0]).split(mixer.widths, -1)
     line = F.pad(u, (0, 0, 3, 0))
@@ -260,7 +259,7 @@ def test_mamba2_is_its_loop() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("groups", [1, 2])
-def test_mamba2_is_that_of_transformers(groups: int) -> None:
+def test_mamba2_equals_that_of_transformers(groups: int) -> None:
     pytest.importorskip("transformers")
     from transformers import Mamba2Config
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
@@ -269,25 +268,25 @@ def test_mamba2_is_that_of_transformers(groups: int) -> None:
                           chunk_size=16, num_hidden_layers=1, use_bias=False, layer_norm_epsilon=1e-5)
     torch.manual_seed(0)
     peer = Mamba2Mixer(config, layer_idx=0).eval()
-    ours = Mamba2(16, states=6, head_width=8, groups=groups).eval()
-    for parameter in peer.parameters():
-        parameter += 0.05 * torch.randn_like(parameter)
+    mixer = Mamba2(16, states=6, head_width=8, groups=groups).eval()
+    shake(peer, 0.05)
     names = {"into.weight": "in_proj.weight", "convolution.weight": "conv1d.weight", "convolution.bias": "conv1d.bias",
              "scan.A_log": "A_log", "scan.D": "D", "step_bias": "dt_bias", "scale": "norm.weight",
              "out.weight": "out_proj.weight"}
-    theirs = peer.state_dict()
-    ours.load_state_dict({name: theirs[other].view(ours.state_dict()[name].shape) for name, other in names.items()})
+    reference = peer.state_dict()
+    mixer.load_state_dict({name: reference[other].view(mixer.state_dict()[name].shape)
+                           for name, other in names.items()})
     x = torch.randn(2, 50, 16)
-    torch.testing.assert_close(ours(x), peer(x), rtol=0, atol=1e-5)
+    torch.testing.assert_close(mixer(x), peer(x), rtol=0, atol=1e-5)
 
 
 # The gated state space.
 
 
 @torch.no_grad()
-def test_gss_is_its_loop() -> None:
+def test_gss_equals_its_loop() -> None:
     mixer = GSS(6, states=4, narrow=3, wide=5)
-    made(mixer)
+    perturbed(mixer)
     x, modes = torch.randn(1, 25, 6, dtype=torch.float64), mixer.recurrence.modes
     eigenvalues, step = torch.complex(-modes.decay.exp(), modes.frequency), modes.steps.log.exp()
     decay = (eigenvalues * step).exp()
@@ -310,9 +309,9 @@ def test_heads_that_do_not_divide_are_refused() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("order", [2, 3])
-def test_hyena_is_its_sums(order: int) -> None:
+def test_hyena_equals_its_sums(order: int) -> None:
     mixer = Hyena(4, order=order, hidden=5, horizon=10)
-    made(mixer)
+    perturbed(mixer)
     x, length = torch.randn(1, 15, 4, dtype=torch.float64), 15
     filters = []
     for t in range(length):
@@ -337,7 +336,7 @@ def test_hyena_is_its_sums(order: int) -> None:
     torch.testing.assert_close(mixer(x)[0], mixer.out(z), rtol=0, atol=1e-12)
 
 
-def test_hyena_says_that_it_cannot_reset() -> None:
+def test_hyena_refuses_resets() -> None:
     with pytest.raises(SegueError, match="one document per row"):
         Hyena(4)(torch.randn(1, 8, 4), Layout.chain((1, 8), starts=packed(1, 8)))
 

@@ -35,15 +35,15 @@ def test_every_causal_mixer_competes_at_equal_size(mixer: str) -> None:
     assert 0.98 * 40_000 <= size <= 40_000 and config.mixers == [mixer] * 2
 
 
-def test_only_mixers_that_look_back_have_a_place() -> None:
+def test_only_causal_mixers_are_on_the_board() -> None:
     assert {name.partition(":")[0] for name in board_mixers()} == {
         name for name, mixer in MIXERS.items() if mixer.causal and not mixer.needs_whole_prompt}
 
 
 @pytest.mark.parametrize("mixer", board_mixers())
 def test_every_mixer_runs(mixer: str) -> None:
-    found = module.train_cell(mixer, "mqar", 8, 1, 9_000, 2, 0)
-    assert 0 <= found["accuracy"] <= 1 and 0 <= found["longer"] <= 1 and found["steps"] == 1
+    results = module.train_cell(mixer, "mqar", 8, 1, 9_000, 2, 0)
+    assert 0 <= results["accuracy"] <= 1 and 0 <= results["longer"] <= 1 and results["steps"] == 1
 
 
 @pytest.mark.slow
@@ -55,7 +55,7 @@ def test_every_mixer_runs_on_every_task() -> None:
     assert max(sizes) <= 1.1 * min(sizes)
 
 
-def test_a_board_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_board_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = segue.compare(tasks="parity,copy", out=tmp_path, steps=2, quiet=True, **SETTING)
     assert isinstance(first, Scoreboard) and len(first.scores) == 4
     assert all(score.accuracy is not None and score.longer is not None for score in first.scores)
@@ -68,8 +68,8 @@ def test_a_board_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [s for s in second.scores if s.task != "needle"] == first.scores
 
 
-def test_a_cell_that_fails_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                   capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_cells_are_reported_and_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
     def broken(mixer: str, task: str, *_: Any) -> dict[str, Any]:
         if (mixer, task) == ("attention", "copy"):
             raise RuntimeError("no\nluck")
@@ -96,27 +96,28 @@ def test_training_ends_when_the_task_is_solved(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.slow
 @pytest.mark.parametrize(("mixer", "task"), [("attention", "mqar"), ("deltanet:signed", "parity"), ("slstm", "parity"),
                                              ("mamba", "selective-copy"), ("hyena", "needle")])
-def test_mixers_learn_what_they_are_known_to_learn(mixer: str, task: str) -> None:
-    found = module.train_cell(mixer, task, *TASK_SETTINGS[task], module.PARAMETERS, module.ROWS, 0)
-    assert found["accuracy"] >= 0.9
+def test_mixers_learn_their_known_tasks(mixer: str, task: str) -> None:
+    results = module.train_cell(mixer, task, *TASK_SETTINGS[task], module.PARAMETERS, module.ROWS, 0)
+    assert results["accuracy"] >= 0.9
 
 
-def test_the_best_above_a_guess_come_first() -> None:
+def test_mixers_are_ranked_above_a_guess() -> None:
     scores = [Score("a", "parity", 0.75, 0.25), Score("b", "parity", 0.7, 0.7), Score("c", "parity", failure="x")]
     board = Scoreboard(scores, {"parity": 16}, {"parity": 1}, {"parity": 0.5}, 4, 0, "")
     assert board.mixers == ["b", "a", "c"]
     assert (board.above_guess("a", "parity", "accuracy"), board.above_guess("a", "parity", "longer")) == (0.5, 0.0)
 
 
-def test_minutes_become_steps_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minutes_become_equal_steps_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "cores", lambda: 2)
     monkeypatch.setattr(module, "measure_speed", lambda mixer, *_: {"seconds": 0.25 if mixer == "attention" else 0.5})
-    asked: list[int] = []
-    monkeypatch.setattr(module, "train_cell", lambda mixer, task, length, steps, *_: asked.append(steps) or DONE)
-    plain = module.Cells.compute
-    monkeypatch.setattr(module.Cells, "compute", lambda self, wanted, workers: plain(self, wanted, 1))
+    requested_steps: list[int] = []
+    monkeypatch.setattr(module, "train_cell", lambda mixer, task, length, steps,
+                        *_: requested_steps.append(steps) or DONE)
+    compute = module.Cells.compute
+    monkeypatch.setattr(module.Cells, "compute", lambda self, expected, workers: compute(self, expected, 1))
     board = module.scoreboard("parity,s5-words", minutes=1, quiet=True, **SETTING)
-    assert board.steps == {"parity": 60, "s5-words": 100} and asked == [60, 100] * 2
+    assert board.steps == {"parity": 60, "s5-words": 100} and requested_steps == [60, 100] * 2
 
 
 def test_the_page_of_the_scoreboard_is_current() -> None:
@@ -124,7 +125,7 @@ def test_the_page_of_the_scoreboard_is_current() -> None:
     assert page == (ROOT / "docs" / "scoreboard.md").read_text(encoding="utf-8"), "run python tools/scoreboard.py"
 
 
-def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_scoreboard_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["compare", "--tasks", "parity", "--json", str(tmp_path / "board.json"), "--set", "steps=1", "--set",
               'mixers=["gru"]', "--set", "parameters=9000", "--set", "length=8"])
@@ -132,10 +133,10 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert json.loads((tmp_path / "board.json").read_text())["scores"][0]["mixer"] == "gru"
 
 
-def test_what_cannot_be_compared_says_so() -> None:
-    for asked, words in (({}, "sequences or tasks"), ({"tasks": "chess"}, "'chess' is unknown"),
-                         ({"tasks": "parity", "mixers": ["bidirectional"]}, "no place on the board"),
-                         ({"tasks": "parity", "minutes": 0}, "minutes"),
-                         ({"data": [["a"]], "length": 3}, "goes with tasks")):
+def test_bad_comparisons_are_refused() -> None:
+    for options, words in (({}, "sequences or tasks"), ({"tasks": "chess"}, "'chess' is unknown"),
+                           ({"tasks": "parity", "mixers": ["bidirectional"]}, "no place on the board"),
+                           ({"tasks": "parity", "minutes": 0}, "minutes"),
+                           ({"data": [["a"]], "length": 3}, "goes with tasks")):
         with pytest.raises(SegueError, match=words):
-            segue.compare(quiet=True, **asked)
+            segue.compare(quiet=True, **options)

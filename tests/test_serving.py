@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from weights import shake
 
 from segue.decoding import generate
 from segue.decoding.constrain import LegalNext
@@ -33,8 +34,7 @@ from segue.testing.decoding import TableModel
 def stack(*mixers: str, vocabulary: int = 11) -> Stack:
     torch.manual_seed(0)
     model = Stack(StackConfig(vocabulary, 16, list(mixers), {"attention": {"heads": 2}, "gla": {"heads": 2}})).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    shake(model, 0.2)
     return model
 
 
@@ -46,27 +46,27 @@ class Asked:
         self.ticket = engine.submit(request, self.news.put)
 
     def answers(self) -> list[list[int]]:
-        said: list[list[int]] = [[] for _ in range(self.request.count)]
+        tokens: list[list[int]] = [[] for _ in range(self.request.count)]
         running = self.request.count
         while running:
             news = self.news.get(timeout=60)
             if news.error is not None:
                 raise news.error
-            said[news.index] += news.tokens
+            tokens[news.index] += news.tokens
             running -= news.finish is not None
-        return said
+        return tokens
 
 
 @pytest.fixture
 def engines() -> Iterator[Any]:
-    made: list[Engine] = []
+    started: list[Engine] = []
 
     def make(model: Any, **options: Any) -> Engine:
-        made.append(Engine(model, **options))
-        return made[-1]
+        started.append(Engine(model, **options))
+        return started[-1]
 
     yield make
-    for engine in made:
+    for engine in started:
         engine.close()
 
 
@@ -79,24 +79,24 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("draft", [False, True])
-def test_every_answer_is_what_it_would_be_alone(engines: Any, name: str, draft: bool) -> None:
+def test_every_answer_equals_that_of_a_single_request(engines: Any, name: str, draft: bool) -> None:
     """Requests of all sorts come and go, three rows at a time; prompts share beginnings; pieces are short."""
     model = MODELS[name]()
     engine = engines(model, rows=3, piece=5, prefixes=200, draft=TrieDraft() if draft else None)
     torch.manual_seed(1)
     shared = torch.randint(11, (20,)).tolist()
-    asked, expected = [], []
+    requests, expected = [], []
     for number in range(12):
         prompt = shared[: 5 * (number % 5)] + torch.randint(11, (1 + 3 * (number % 4),)).tolist()
         n, sampled = 3 + 5 * (number % 3), number % 2 == 1
         sampling = Sampling(sampled, temperature=0.9 if sampled else 1.0, top_k=5 if number % 4 == 3 else 0)
-        asked.append(Asked(engine, Request(prompt, n, sampling, frozenset([0]), seed=number)))
+        requests.append(Asked(engine, Request(prompt, n, sampling, frozenset([0]), seed=number)))
         options = {"temperature": 0.9, "top_k": sampling.top_k} if sampled else {}
         expected.append(generate(model, [prompt], n, "sample" if sampled else "greedy", seed=number, eos=0, **options))
         if number % 3 == 0:
             time.sleep(0.01)  # so that some join a running batch
-    for one, alone in zip(asked, expected):
-        assert one.answers() == [alone[0].tokens]
+    for request, single in zip(requests, expected):
+        assert request.answers() == [single[0].tokens]
     for _ in range(200):  # the engine counts just after it has told
         if engine.stats()["served"] == 12 and not engine.stats()["rows"]:
             break
@@ -104,7 +104,7 @@ def test_every_answer_is_what_it_would_be_alone(engines: Any, name: str, draft: 
     assert engine.stats()["served"] == 12 and not engine.stats()["rows"]
 
 
-def test_beginnings_are_read_once(engines: Any) -> None:
+def test_shared_prompt_beginnings_are_read_once(engines: Any) -> None:
     model = stack("attention", "attention").double()
     engine = engines(model, piece=64)
     beginning = torch.randint(11, (40,)).tolist()
@@ -118,24 +118,24 @@ def test_several_answers_and_log_probabilities(engines: Any) -> None:
     model = stack("gru", "attention").double()
     engine = engines(model, piece=2)
     request = Request([1, 2, 3], 6, Sampling(True), count=3, seed=5, logprobs=2, prompt_logprobs=True)
-    asked = Asked(engine, request)
-    first = asked.news.get(timeout=60)
+    running = Asked(engine, request)
+    first = running.news.get(timeout=60)
     assert first.prompt is not None and first.prompt[0] is None and len(first.prompt) == 3
     scores = model(torch.tensor([[1, 2, 3]])).logits.log_softmax(-1)[0].detach()
     for at, token in ((1, 2), (2, 3)):
-        told = first.prompt[at]
-        assert told is not None and told[0] == pytest.approx(float(scores[at - 1, token]), abs=1e-9)
-        assert told[1][0][0] == int(scores[at - 1].argmax())
+        token_scores = first.prompt[at]
+        assert token_scores is not None and token_scores[0] == pytest.approx(float(scores[at - 1, token]), abs=1e-9)
+        assert token_scores[1][0][0] == int(scores[at - 1].argmax())
     rows = generate(model, [[1, 2, 3]] * 3, 6, "sample", seed=5)
-    assert asked.answers() == [row.tokens for row in rows]
+    assert running.answers() == [row.tokens for row in rows]
 
 
-def test_the_compiled_engine_serves_too(engines: Any) -> None:
+def test_the_server_runs_the_compiled_engine(engines: Any) -> None:
     model = compile_model(stack("attention", "mamba"))
     engine = engines(model, piece=4)
     prompts = [[1, 2, 3, 4, 5, 6], [7], [1, 2, 3, 9]]
-    asked = [Asked(engine, Request(prompt, 12)) for prompt in prompts]
-    assert [one.answers()[0] for one in asked] == [answer.tokens for answer in generate(model, prompts, 12)]
+    requests = [Asked(engine, Request(prompt, 12)) for prompt in prompts]
+    assert [request.answers()[0] for request in requests] == [answer.tokens for answer in generate(model, prompts, 12)]
 
 
 class Slow(TableModel):
@@ -160,8 +160,8 @@ def test_bounds_overload_and_cancelling(engines: Any) -> None:
     with pytest.raises(SegueError, match="vocabulary"):
         engine.submit(Request([7], 3), print)
     running.ticket.cancel()
-    for one in waiting:
-        assert len(one.answers()[0]) == 3
+    for request in waiting:
+        assert len(request.answers()[0]) == 3
     assert engine.stats()["rows"] <= 1 and not engine.stats()["waiting"]
 
 
@@ -172,13 +172,13 @@ def test_a_failing_request_does_not_take_the_server_with_it(engines: Any) -> Non
     assert len(Asked(engine, Request([1], 3, stops=frozenset([6]))).answers()) == 1
 
 
-def test_what_breaks_one_request_breaks_no_other(engines: Any) -> None:
+def test_a_broken_request_leaves_the_others_alone(engines: Any) -> None:
     """No token may follow; the prompt cannot be read; nobody listens any more."""
     engine = engines(Slow(7))
-    sound = Sampling(processors=(LegalNext(lambda said: range(6)),))
+    sound = Sampling(processors=(LegalNext(lambda tokens: range(6)),))
     running = Asked(engine, Request([1], 150, sound))
     assert running.news.get(timeout=60).tokens
-    mute = Sampling(True, processors=(LegalNext(lambda said: range(6) if len(said) < 3 else []),))
+    mute = Sampling(True, processors=(LegalNext(lambda tokens: range(6) if len(tokens) < 3 else []),))
     with pytest.raises(SegueError, match="no token can follow"):
         Asked(engine, Request([2], 9, mute)).answers()
     with pytest.raises(RuntimeError, match="breaks"):
@@ -220,25 +220,27 @@ def client(server: tuple[str, Engine]) -> Any:
     return openai.OpenAI(base_url=f"{server[0]}/v1", api_key="secret", max_retries=0)
 
 
-def test_the_official_client(client: Any) -> None:
+def test_completions_of_the_official_client(client: Any) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
-    whole = client.completions.create(model="tiny", prompt="abc", max_tokens=20, seed=3, temperature=0.8)
-    again = client.completions.create(model="tiny", prompt="abc", max_tokens=20, seed=3, temperature=0.8)
-    assert whole.choices[0].text == again.choices[0].text and whole.choices[0].finish_reason in ("length", "stop")
-    assert whole.usage.completion_tokens <= 20
+    completion = client.completions.create(model="tiny", prompt="abc", max_tokens=20, seed=3, temperature=0.8)
+    repeated = client.completions.create(model="tiny", prompt="abc", max_tokens=20, seed=3, temperature=0.8)
+    assert completion.choices[0].text == repeated.choices[0].text and completion.choices[0].finish_reason in ("length",
+                                                                                                              "stop")
+    assert completion.usage.completion_tokens <= 20
     pieces = list(client.completions.create(model="tiny", prompt="abc", max_tokens=20, seed=3, temperature=0.8,
                                             stream=True, stream_options={"include_usage": True}))
-    assert "".join(choice.text for piece in pieces for choice in piece.choices) == whole.choices[0].text
-    assert pieces[-1].usage.total_tokens == whole.usage.total_tokens
+    assert "".join(choice.text for piece in pieces for choice in piece.choices) == completion.choices[0].text
+    assert pieces[-1].usage.total_tokens == completion.usage.total_tokens
     several = client.completions.create(model="tiny", prompt=["abc", "x"], max_tokens=5, n=2, seed=1)
     assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
-    alike = client.completions.create(model="tiny", prompt=["abc", "abc"], max_tokens=20, n=2, temperature=2).choices
-    assert len({choice.text for choice in alike}) == 4, "each choice is drawn by itself, of equal prompts too"
+    choices = client.completions.create(model="tiny", prompt=["abc", "abc"], max_tokens=20, n=2, temperature=2).choices
+    assert len({choice.text for choice in choices}) == 4, "each choice is drawn by itself, of equal prompts too"
 
 
 def test_log_probabilities_echo_and_stop(client: Any) -> None:
-    told = client.completions.create(model="tiny", prompt="hello", max_tokens=4, temperature=0, logprobs=2, echo=True)
-    choice = told.choices[0]
+    completion = client.completions.create(model="tiny", prompt="hello", max_tokens=4, temperature=0,
+                                           logprobs=2, echo=True)
+    choice = completion.choices[0]
     assert choice.text.startswith("hello") and choice.logprobs.token_logprobs[0] is None
     assert len(choice.logprobs.tokens) == len(choice.logprobs.token_logprobs) == len(choice.logprobs.top_logprobs)
     assert all(value <= 0 for value in choice.logprobs.token_logprobs[1:])
@@ -255,10 +257,11 @@ def test_log_probabilities_echo_and_stop(client: Any) -> None:
 def test_refusals(client: Any, server: tuple[str, Engine]) -> None:
     import openai
 
-    for options, says in (({"max_tokens": -1}, "max_tokens"), ({"temperature": 9}, "temperature"),
-                          ({"extra_body": {"colour": 1}}, "colour"), ({"max_tokens": 10_000}, "more than this server"),
-                          ({"suffix": "x"}, "suffix"), ({"prompt": [999_999]}, "vocabulary")):
-        with pytest.raises(openai.BadRequestError, match=says):
+    for options, message in (({"max_tokens": -1}, "max_tokens"), ({"temperature": 9}, "temperature"),
+                             ({"extra_body": {"colour": 1}}, "colour"),
+                             ({"max_tokens": 10_000}, "more than this server"),
+                             ({"suffix": "x"}, "suffix"), ({"prompt": [999_999]}, "vocabulary")):
+        with pytest.raises(openai.BadRequestError, match=message):
             client.completions.create(**{"model": "tiny", "prompt": "a", "max_tokens": 3, **options})
     for body in (b'{"prompt": "a\\ud800"}', b'{"prompt": "a", "stop": "\\ud800"}', b"null"):
         request = urllib.request.Request(f"{server[0]}/v1/completions", body, {
@@ -288,23 +291,23 @@ def tiny(engines: Any) -> Any:
     return make
 
 
-def test_log_probabilities_are_told_as_openai_defines_them(tiny: Any) -> None:
+def test_log_probabilities_follow_the_openai_definition(tiny: Any) -> None:
     """The chosen token is among the likeliest ones, and offsets are those of the text, held back or not."""
     client = tiny()
     ask = {"prompt": "ab", "max_tokens": 30, "temperature": 2, "logprobs": 1, "seed": 1}
     [choice] = client.post("/v1/completions", json=ask).json()["choices"]
-    told = choice["logprobs"]
-    assert all(top[token] == own for top, token, own in zip(told["top_logprobs"], told["tokens"],
-                                                            told["token_logprobs"]))
-    assert 2 in (sizes := {len(top) for top in told["top_logprobs"]}) and sizes <= {1, 2}
-    assert told["text_offset"][0] == 0 and told["text_offset"] == sorted(told["text_offset"])
+    logprobs = choice["logprobs"]
+    assert all(top[token] == logprob for top, token, logprob in zip(logprobs["top_logprobs"], logprobs["tokens"],
+                                                                    logprobs["token_logprobs"]))
+    assert 2 in (sizes := {len(top) for top in logprobs["top_logprobs"]}) and sizes <= {1, 2}
+    assert logprobs["text_offset"][0] == 0 and logprobs["text_offset"] == sorted(logprobs["text_offset"])
     streamed = [json.loads(line[6:])["choices"][0] for line in client.post(
         "/v1/completions", json=ask | {"stream": True, "stop": "never said"}).text.split("\n\n")[:-2]]
     assert "".join(piece["text"] for piece in streamed) == choice["text"]
-    assert [offset for piece in streamed for offset in piece["logprobs"]["text_offset"]] == told["text_offset"]
+    assert [offset for piece in streamed for offset in piece["logprobs"]["text_offset"]] == logprobs["text_offset"]
 
 
-def test_what_is_impossible_is_told_as_openai_does(engines: Any) -> None:
+def test_impossible_tokens_have_log_probability_minus_9999(engines: Any) -> None:
     pytest.importorskip("fastapi")
     from fastapi.testclient import TestClient
 
@@ -315,17 +318,17 @@ def test_what_is_impossible_is_told_as_openai_does(engines: Any) -> None:
     model.table[..., :97] = model.table[..., 99:] = -torch.inf
     client = TestClient(create_app(engines(model), codec, "tiny"))
     ask = {"prompt": "ab?a", "max_tokens": 2, "logprobs": 3, "echo": True}
-    told = client.post("/v1/completions", json=ask).json()["choices"][0]["logprobs"]
-    assert told["token_logprobs"][codec.bos is not None :][2] == -9999 == min(told["top_logprobs"][-1].values())
+    logprobs = client.post("/v1/completions", json=ask).json()["choices"][0]["logprobs"]
+    assert logprobs["token_logprobs"][codec.bos is not None :][2] == -9999 == min(logprobs["top_logprobs"][-1].values())
 
 
-def test_everything_that_is_not_offered_is_refused_in_openais_words(tiny: Any) -> None:
+def test_unsupported_options_are_refused_in_openai_format(tiny: Any) -> None:
     client = tiny(key="k")
     assert client.post("/v1/completions", content=b"x" * (LARGEST + 1)).status_code == 401, "no key, so nothing is read"
     client.headers["Authorization"] = "Bearer k"
     assert client.get("/v1/models/tiny").json()["id"] == "tiny"
     nan = b'{"prompt": "a", "temperature": NaN}'
-    for method, path, body, status, says in (
+    for method, path, body, status, message in (
             ("POST", "/v1/chat/completions", b"{}", 404, "/v1/completions"),
             ("GET", "/v1/completions", b"", 405, "POST"),
             ("GET", "/v1/models/other", b"", 404, "only 'tiny'"), ("POST", "/v1/completions", b"{", 400, "body: JSON"),
@@ -335,13 +338,13 @@ def test_everything_that_is_not_offered_is_refused_in_openais_words(tiny: Any) -
             ("POST", "/v1/completions", b"x" * (LARGEST + 1), 413, "16 MiB"),
             ("POST", "/v1/completions", iter([b"x" * (1 << 23)] * 3), 413, "16 MiB")):
         answer = client.request(method, path, content=body, headers={"Content-Type": "application/json"})
-        assert answer.status_code == status and says in answer.json()["error"]["message"], answer.text
+        assert answer.status_code == status and message in answer.json()["error"]["message"], answer.text
         assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
     form = client.post("/v1/completions", content=b'{"prompt": "a"}', headers={"Content-Type": "application/x-form"})
     assert form.status_code == 400 and "Content-Type: application/json" in form.json()["error"]["message"]
 
 
-def test_a_server_that_closes_says_so(tiny: Any) -> None:
+def test_a_closing_server_answers_503(tiny: Any) -> None:
     client = tiny()
     with client:  # its end closes the engine
         assert client.get("/health").json()["status"] == "ok"
@@ -378,10 +381,10 @@ def test_a_client_that_leaves_before_the_first_piece_frees_its_row(engines: Any)
     codec = ByteCodec()
     engine = engines(Slow(codec.size, sharpness=0.0), tokens=100_000)
     body = json.dumps({"prompt": "a", "max_tokens": 50_000, "stream": True, "logit_bias": {"6": -100}}).encode()
-    told = iter([{"type": "http.request", "body": body}])
+    messages = iter([{"type": "http.request", "body": body}])
 
     async def receive() -> Any:
-        return next(told, {"type": "http.disconnect"})
+        return next(messages, {"type": "http.disconnect"})
 
     async def send(message: Any) -> None:  # a network that is not ready at once, so that the answer is dropped here
         await asyncio.sleep(0)
@@ -391,13 +394,13 @@ def test_a_client_that_leaves_before_the_first_piece_frees_its_row(engines: Any)
 
     async def leave() -> None:
         await create_app(engine, codec, "tiny")(scope, receive, send)
-        while any(engine.stats()[each] for each in ("waiting", "reading", "answering", "rows")):
+        while any(engine.stats()[name] for name in ("waiting", "reading", "answering", "rows")):
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(leave(), 10))
 
 
-def test_words_of_bases_are_counted_in_bases(tiny: Any) -> None:
+def test_kmer_tokens_are_counted_in_bases(tiny: Any) -> None:
     client = tiny(KmerCodec(3))
     for stream in (False, True):
         ask = {"prompt": "ACGTT", "max_tokens": 7, "seed": 2, "stream": stream, "logit_bias": {str(64 + 17): -100}}
@@ -407,7 +410,7 @@ def test_words_of_bases_are_counted_in_bases(tiny: Any) -> None:
         assert len(text) == 7 and pieces[-1]["choices"][0]["finish_reason"] == "length", text
 
 
-def test_a_typed_prompt_is_read_as_its_kind_reads_it(engines: Any) -> None:
+def test_a_typed_prompt_is_parsed_by_its_kind(engines: Any) -> None:
     pytest.importorskip("fastapi")
     from segue.serving.api import Completion, CompletionJob
 
@@ -422,9 +425,9 @@ def test_a_typed_prompt_is_read_as_its_kind_reads_it(engines: Any) -> None:
         assert asyncio.run(prompts(body)) == [[codec.bos, 0, 2], [codec.bos, 2]]
 
 
-def test_a_place_that_is_taken_is_refused() -> None:
-    with bind_socket("127.0.0.1", 0) as taken, pytest.raises(SegueError, match="choose another --port"):
-        bind_socket("127.0.0.1", taken.getsockname()[1])
+def test_a_taken_port_is_refused() -> None:
+    with bind_socket("127.0.0.1", 0) as listener, pytest.raises(SegueError, match="choose another --port"):
+        bind_socket("127.0.0.1", listener.getsockname()[1])
     with pytest.raises(SegueError, match="cannot listen on no-such-host"):
         bind_socket("no-such-host.invalid", 8000)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from weights import amplify
 
 from segue.analysis.metrics import order_sensitivity
 from segue.decoding import SetPrompt, generate, stream
@@ -50,9 +51,7 @@ def stack(structure: str = "rotary", dtype: torch.dtype = torch.float64, layers:
     torch.manual_seed(0)
     options, config = STRUCTURES[structure]
     model = Stack(StackConfig(V, 64, ["attention"] * layers, {"attention": options}, **config)).to(dtype).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 2.5  # so that places and order matter
+    amplify(model, 2.5)
     return model.requires_grad_(False)
 
 
@@ -60,21 +59,21 @@ def prompt(order: tuple[int, ...] = (0, 1, 2), canonical: bool = False) -> SetPr
     return SetPrompt([A, [PARTS[part] for part in order], D], canonical)
 
 
-def logits(model: Any, given: SetPrompt, layout: Layout | None = None) -> Tensor:
+def logits(model: Any, set_prompt: SetPrompt, layout: Layout | None = None) -> Tensor:
     """(V,) what follows a prompt."""
-    return model(torch.tensor([list(given)]), layout or layout_with_sets([given])).logits[0, -1]
+    return model(torch.tensor([list(set_prompt)]), layout or layout_with_sets([set_prompt])).logits[0, -1]
 
 
-def test_places_are_those_of_the_paper() -> None:
-    given = prompt((2, 0, 1))
-    assert list(given) == [*A, 11, 5, 6, 7, 8, 9, 10, *D] and given[-1] == 1 and given[:2] == [1, 2]
-    layout = layout_with_sets([given, [1, 2]])
+def test_set_positions_follow_the_paper() -> None:
+    set_prompt = prompt((2, 0, 1))
+    assert list(set_prompt) == [*A, 11, 5, 6, 7, 8, 9, 10, *D] and set_prompt[-1] == 1 and set_prompt[:2] == [1, 2]
+    layout = layout_with_sets([set_prompt, [1, 2]])
     assert layout is not None
     assert layout.positions[0].tolist() == [0, 1, 2, 3, 4, 4, 5, 4, 5, 6, 7, 8, 9, 10]
     owner = [0] * 4 + [1, 2, 2, 3, 3, 3, 3] + [0] * 3
     for query, key in itertools.product(range(14), repeat=2):
-        apart = owner[query] and owner[key] and owner[query] != owner[key]
-        assert bool(layout.follows[0, query, key]) == (key <= query and not apart)
+        separate = owner[query] and owner[key] and owner[query] != owner[key]
+        assert bool(layout.follows[0, query, key]) == (key <= query and not separate)
     assert torch.equal(layout.follows[1], torch.ones(14, 14, dtype=torch.bool).tril())
     several = SetPrompt([[], [[1], [2, 3]], [4], [[5], []], [6], [[7], [8]], [], [[9], [1]], [2]], False)
     assert [place[1:] for place in several.placements] == [
@@ -84,63 +83,65 @@ def test_places_are_those_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.float64, 1e-11)])
-def test_no_order_can_be_told(structure: str, dtype: torch.dtype, near: float) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-11)])
+def test_logits_do_not_depend_on_the_order_of_parts(structure: str, dtype: torch.dtype, tolerance: float) -> None:
     model = stack(structure, dtype)
-    told = torch.stack([logits(model, prompt(order)) for order in ORDERS])
-    assert (told - told[0]).abs().max() < near * told.abs().max().clamp(min=1)
+    logits_by_order = torch.stack([logits(model, prompt(order)) for order in ORDERS])
+    assert (logits_by_order - logits_by_order[0]).abs().max() < tolerance * logits_by_order.abs().max().clamp(min=1)
 
 
 @pytest.mark.parametrize("structure", ["learned", "rotary", "alibi"])
-def test_neither_the_mask_nor_the_positions_are_enough(structure: str) -> None:
+def test_mask_or_positions_alone_leave_the_order_visible(structure: str) -> None:
     model = stack(structure)
     chain = Layout.chain((1, len(prompt())))
-    for ways in (lambda layout: Layout(chain.positions, sets=layout.sets), lambda layout: Layout(layout.positions)):
-        told = torch.stack([logits(model, prompt(order), ways(layout_with_sets([prompt(order)]))) for order in ORDERS])
-        assert (told - told[0]).abs().max() > 0.1
+    for make_layout in (lambda layout: Layout(chain.positions, sets=layout.sets),
+                        lambda layout: Layout(layout.positions)):
+        logits_by_order = torch.stack([logits(model, prompt(order), make_layout(layout_with_sets([prompt(order)])))
+                                       for order in ORDERS])
+        assert (logits_by_order - logits_by_order[0]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_a_set_of_one_is_the_plain_prompt_bit_for_bit(structure: str) -> None:
-    model, plain = stack(structure, torch.float32), [*A, *PARTS[1], *D]
-    given = SetPrompt([A, [PARTS[1]], D])
-    assert given.is_ordered and list(given) == plain
-    one, two = generate(model, [given, plain], 20, logprobs=True)
-    assert one.tokens == two.tokens and one.logprobs == two.logprobs
+def test_a_set_of_one_part_equals_the_plain_prompt_bit_for_bit(structure: str) -> None:
+    model, plain_prompt = stack(structure, torch.float32), [*A, *PARTS[1], *D]
+    set_prompt = SetPrompt([A, [PARTS[1]], D])
+    assert set_prompt.is_ordered and list(set_prompt) == plain_prompt
+    of_set, of_plain = generate(model, [set_prompt, plain_prompt], 20, logprobs=True)
+    assert of_set.tokens == of_plain.tokens and of_set.logprobs == of_plain.logprobs
     # and through the mask too, but for rounding
-    masked = Layout(torch.arange(len(plain))[None], sets=set_placements([given])[..., 1:].clone().fill_(1))
-    assert torch.allclose(logits(model, given, masked), logits(model, given), atol=1e-3)
+    masked = Layout(torch.arange(len(plain_prompt))[None], sets=set_placements([set_prompt])[..., 1:].clone().fill_(1))
+    assert torch.allclose(logits(model, set_prompt, masked), logits(model, set_prompt), atol=1e-3)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_a_part_is_read_as_if_alone(structure: str) -> None:
-    model, given = stack(structure), prompt((1, 2, 0))
-    hidden = model(torch.tensor([list(given)]), layout_with_sets([given])).hidden[0]
+def test_a_part_reads_only_itself_and_the_beginning(structure: str) -> None:
+    model, set_prompt = stack(structure), prompt((1, 2, 0))
+    hidden = model(torch.tensor([list(set_prompt)]), layout_with_sets([set_prompt])).hidden[0]
     start = len(A)
     for part in (1, 2, 0):
-        alone = model(torch.tensor([[*A, *PARTS[part]]])).hidden[0, len(A) :]
-        assert (hidden[start : start + len(PARTS[part])] - alone).abs().max() < 1e-10 * alone.abs().max()
+        single = model(torch.tensor([[*A, *PARTS[part]]])).hidden[0, len(A) :]
+        assert (hidden[start : start + len(PARTS[part])] - single).abs().max() < 1e-10 * single.abs().max()
         start += len(PARTS[part])
 
 
-def reference(model: Any, given: SetPrompt, n: int) -> list[int]:
+def greedy_reference(model: Any, set_prompt: SetPrompt, n: int) -> list[int]:
     """Greedy, all read again for every token."""
-    pieces, said = list(given.pieces), []
+    pieces, tokens = list(set_prompt.pieces), []
     for _ in range(n):
-        whole = SetPrompt([*pieces[:-1], [*pieces[-1], *said]], given.canonical)
-        said.append(int(logits(model, whole).argmax()))
-    return said
+        full = SetPrompt([*pieces[:-1], [*pieces[-1], *tokens]], set_prompt.canonical)
+        tokens.append(int(logits(model, full).argmax()))
+    return tokens
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_cached_generation_is_the_full_forward(structure: str) -> None:
+def test_cached_generation_equals_the_full_forward(structure: str) -> None:
     model = stack(structure)
     several = SetPrompt([A, PARTS, [4], [[9, 2], [3]], D])
-    plain = [*A, 7]
-    answers = generate(model, [prompt(), plain, several, [5]], 20)
-    assert answers[0].tokens == reference(model, prompt(), 20)
-    assert answers[1].tokens == generate(model, [plain], 20)[0].tokens
-    assert answers[2].tokens == reference(model, several, 20)
+    plain_prompt = [*A, 7]
+    answers = generate(model, [prompt(), plain_prompt, several, [5]], 20)
+    assert answers[0].tokens == greedy_reference(model, prompt(), 20)
+    assert answers[1].tokens == generate(model, [plain_prompt], 20)[0].tokens
+    assert answers[2].tokens == greedy_reference(model, several, 20)
     for order in ORDERS[1:]:
         assert generate(model, [prompt(order)], 20)[0].tokens == answers[0].tokens
 
@@ -149,17 +150,17 @@ def test_a_window_holds_more_nodes_than_positions() -> None:
     """A cache that keeps `window` nodes would have dropped parts that are still near."""
     model = stack("window", layers=2)
     parts = [[token, 2, 7] for token in range(V)] * 2
-    given = SetPrompt([list(range(V)) * 6, parts, [1]])
-    answer = generate(model, [given, [3] * 90], 20)
-    assert answer[0].tokens == reference(model, given, 20)
+    set_prompt = SetPrompt([list(range(V)) * 6, parts, [1]])
+    answer = generate(model, [set_prompt, [3] * 90], 20)
+    assert answer[0].tokens == greedy_reference(model, set_prompt, 20)
     assert answer[1].tokens == generate(model, [[3] * 90], 20)[0].tokens
     state = model.init_state(1)
-    model.extend(torch.tensor([list(given)]), state, layout=layout_with_sets([given]))
+    model.extend(torch.tensor([list(set_prompt)]), state, layout=layout_with_sets([set_prompt]))
     state.commit()
     for token in range(260):
         model.extend(torch.tensor([[token % V]]), state)
         state.commit()
-    assert state.layers[0]["cache"].longest < 2 * (4 + len(given)) + 64  # and yet stays bounded
+    assert state.layers[0]["cache"].longest < 2 * (4 + len(set_prompt)) + 64  # and yet stays bounded
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -173,15 +174,15 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_every_decoder(way: str) -> None:
+@pytest.mark.parametrize("decoder", WAYS)
+def test_every_decoder_ignores_the_order_of_parts(decoder: str) -> None:
     """The same answers in every order, beside plain prompts, whose own do not change."""
-    model, options, plain = stack(layers=2), WAYS[way], [[1, 2, 3], [4] * 9]
-    n = 4 if way == "exact" else 15
-    expected = generate(model, plain, n, seed=3, **options)
+    model, options, plain_prompts = stack(layers=2), WAYS[decoder], [[1, 2, 3], [4] * 9]
+    n = 4 if decoder == "exact" else 15
+    expected = generate(model, plain_prompts, n, seed=3, **options)
     first: list[int] | None = None
     for order in ORDERS[:4]:
-        answers = generate(model, [*plain, prompt(order)], n, seed=3, **options)
+        answers = generate(model, [*plain_prompts, prompt(order)], n, seed=3, **options)
         assert [answer.tokens for answer in answers[:2]] == [answer.tokens for answer in expected]
         first = answers[2].tokens if first is None else first
         assert answers[2].tokens == first and len(first) > 0
@@ -189,21 +190,21 @@ def test_every_decoder(way: str) -> None:
         drafted = generate(model, [prompt()] * 3, 60, seed=3, **options)
         undrafted = generate(model, [prompt()] * 3, 60, seed=3, **options | {"draft": "none"})
         assert [a.tokens for a in drafted] == [a.tokens for a in undrafted]
-        assert way == "trie" or sum(answer.accepted for answer in drafted)
+        assert decoder == "trie" or sum(answer.accepted for answer in drafted)
 
 
 def test_conditional_beams_and_streams() -> None:
     model = stack(layers=2)
     foresight = foresee(model, [[token] * 9 for token in range(V)] * 2, [token > 6 for token in range(V)] * 2,
                         prompts=1, steps=20)
-    told = {tuple(generate(model, [prompt(order)], 6, "conditional-beam", attribute=foresight.attribute)[0].tokens)
-            for order in ORDERS[:3]}
-    assert len(told) == 1
-    said = [token for piece in stream(model, [prompt()], 9) for token in piece.tokens]
-    assert said == generate(model, [prompt()], 9)[0].tokens
+    answers = {tuple(generate(model, [prompt(order)], 6, "conditional-beam", attribute=foresight.attribute)[0].tokens)
+               for order in ORDERS[:3]}
+    assert len(answers) == 1
+    streamed = [token for piece in stream(model, [prompt()], 9) for token in piece.tokens]
+    assert streamed == generate(model, [prompt()], 9)[0].tokens
 
 
-def test_canonical_order_is_equal_to_the_last_bit() -> None:
+def test_canonical_order_gives_equal_bits() -> None:
     model = stack(dtype=torch.float32)
     answers = [generate(model, [prompt(order, canonical=True), [1, 2]], 30, logprobs=True)[0] for order in ORDERS]
     assert len({tuple(answer.logprobs or ()) for answer in answers}) == 1
@@ -212,16 +213,16 @@ def test_canonical_order_is_equal_to_the_last_bit() -> None:
 
 
 @pytest.mark.parametrize("structure", ["rotary", "alibi", "grouped heads"])
-def test_the_compiled_engine_leaves_sets_to_torch(structure: str) -> None:
-    plain = stack(structure, torch.float32, 2)
-    model = compile_model(plain)
+def test_the_compiled_engine_falls_back_to_torch_for_sets(structure: str) -> None:
+    uncompiled = stack(structure, torch.float32, 2)
+    model = compile_model(uncompiled)
     assert generate(model, [[1, 2]], 3)[0].path.startswith("cpu kernels")
     answer = generate(model, [prompt(), [1, 2]], 12)[0]
-    assert answer.path == "torch float32 on cpu" and answer.tokens == generate(plain, [prompt()], 12)[0].tokens
+    assert answer.path == "torch float32 on cpu" and answer.tokens == generate(uncompiled, [prompt()], 12)[0].tokens
 
 
 @pytest.mark.parametrize("name", sorted(set(MIXERS) - {"attention"}))
-def test_other_mixers_refuse(name: str) -> None:
+def test_other_mixers_refuse_sets(name: str) -> None:
     options = {name: {"prefix": 3}} if name == "jrt" else {}
     if MIXERS[name].causal:
         model = Stack(StackConfig(V, 64, ["attention", name], options)).requires_grad_(False)
@@ -234,10 +235,10 @@ def test_other_mixers_refuse(name: str) -> None:
             mixer.check_layout(Layout(torch.zeros(1, 3, dtype=torch.long), sets=torch.zeros(1, 3, 2, dtype=torch.long)))
 
 
-def test_mistakes_are_told_in_one_line() -> None:
-    for pieces, says in (([A, PARTS], "its last run is not empty"), ([A, PARTS, []], "its last run is not empty"),
-                         (["which", "ab", "it is"], "is a list of parts")):
-        with pytest.raises(SegueError, match=says):
+def test_bad_sets_give_one_line_errors() -> None:
+    for pieces, message in (([A, PARTS], "its last run is not empty"), ([A, PARTS, []], "its last run is not empty"),
+                            (["which", "ab", "it is"], "is a list of parts")):
+        with pytest.raises(SegueError, match=message):
             SetPrompt(pieces)
     with pytest.raises(SegueError, match="cannot read parts without their order"):
         Attention(8, causal=False)(torch.zeros(1, 14, 8), layout_with_sets([prompt()]))
@@ -269,7 +270,7 @@ def test_attention_keeps_the_contract_of_sets(options: dict[str, Any]) -> None:
     check_mixer(lambda width: Attention(width, **options), only="sets", examples=3)
 
 
-def test_saturated_attention_too() -> None:
+def test_saturated_attention_keeps_the_contract_of_sets() -> None:
     check_mixer(lambda width: SaturatedAttention(width, 2, 4), only="sets", examples=8)
 
 
@@ -278,50 +279,50 @@ def test_training_with_sets_follows_the_same_mask() -> None:
     model = stack("rotary").requires_grad_(True)
     grads = []
     for order in ORDERS[:3]:
-        given = prompt(order)
-        tokens = torch.tensor([list(given), [*range(V), 0]])
+        set_prompt = prompt(order)
+        tokens = torch.tensor([list(set_prompt), [*range(V), 0]])
         targets = torch.full_like(tokens, -1)
         targets[0, -1] = targets[1, 4] = 5
-        batch = Batch(tokens, targets, sets=set_placements([given, [0] * 14]))
+        batch = Batch(tokens, targets, sets=set_placements([set_prompt, [0] * 14]))
         model.zero_grad()
         NextElement()(model, batch).total.backward()
         grads.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
     assert all((grad - grads[0]).abs().max() < 1e-9 * grads[0].abs().max() for grad in grads)
-    one, two = batch.rows(slice(0, 1)), Batch(tokens[1:], targets[1:])
-    both = Batch.join([one, two])
+    with_set, without_set = batch.rows(slice(0, 1)), Batch(tokens[1:], targets[1:])
+    both = Batch.join([with_set, without_set])
     assert torch.equal(both.sets, batch.sets) and torch.equal(batch.map(lambda x: x[:1]).sets, batch.sets[:1])
-    assert torch.allclose(model(both.tokens, both.layout).logits[1], model(two.tokens).logits[0])
+    assert torch.allclose(model(both.tokens, both.layout).logits[1], model(without_set.tokens).logits[0])
 
 
-def test_objects_and_their_spaces() -> None:
+def test_set_prompts_of_objects_join_with_spaces() -> None:
     torch.manual_seed(1)
     model = Stack(StackConfig(ByteCodec().size, 32, ["attention"] * 2)).eval().requires_grad_(False)
     texts = ["Which?", [" the cat", " a dog", " it"], " Answer:"]
-    one, two = continue_objects(model, ByteCodec(), [SetPrompt(texts), SetPrompt([texts[0], texts[1][::-1], texts[2]])],
-                                9)
-    assert one.value == two.value and one.tokens == two.tokens
-    assert one.whole.startswith(b"Which?") and one.whole.endswith(b" Answer:" + one.value)
+    first, second = continue_objects(model, ByteCodec(),
+                                     [SetPrompt(texts), SetPrompt([texts[0], texts[1][::-1], texts[2]])], 9)
+    assert first.value == second.value and first.tokens == second.tokens
+    assert first.whole.startswith(b"Which?") and first.whole.endswith(b" Answer:" + first.value)
 
 
-def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_set_prompts_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import segue
     from segue.cli import main
 
     texts = [f"the {i} cats sat on the mat and slept. " * 3 for i in range(20)]
     segue.fit(texts, out=str(tmp_path / "model"), steps=2, quiet=True, mixer="attention", width=32, depth=1,
               mix=False)
-    said = []
+    outputs = []
     for parts in ([" cat", " dog"], [" dog", " cat"]):
         (tmp_path / "parts.json").write_text(json.dumps(["the", parts, " sat"]))
         with pytest.raises(SystemExit, match="0"):
             main(["continue", str(tmp_path / "model"), "--parts", str(tmp_path / "parts.json"), "-n", "6", "--json"])
-        said.append(json.loads(capsys.readouterr().out))
-    assert said[0]["tokens"] == said[1]["tokens"] and said[0]["path"].startswith("torch")
+        outputs.append(json.loads(capsys.readouterr().out))
+    assert outputs[0]["tokens"] == outputs[1]["tokens"] and outputs[0]["path"].startswith("torch")
 
 
-def test_order_sensitivity_counts() -> None:
-    found = order_sensitivity(np.array([[1, 1, 1], [2, 3, 2], [4, 4, 5]]), np.array([1, 2, 6]))
-    assert (found.mean, found.best, found.worst, found.changed) == pytest.approx((5 / 9, 2 / 3, 1 / 3, 2 / 3))
+def test_order_sensitivity_counts_changed_answers() -> None:
+    result = order_sensitivity(np.array([[1, 1, 1], [2, 3, 2], [4, 4, 5]]), np.array([1, 2, 6]))
+    assert (result.mean, result.best, result.worst, result.changed) == pytest.approx((5 / 9, 2 / 3, 1 / 3, 2 / 3))
 
 
 # Hugging Face.
@@ -347,42 +348,42 @@ def adapted(name: str, folder: Path) -> tuple[Any, Any]:
     architecture, options = ARCHITECTURES[name]
     config = getattr(transformers, f"{architecture}Config")(**options, bos_token_id=0, eos_token_id=1,
                                                             pad_token_id=None)
-    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
-    for parameter in theirs.parameters():
+    reference = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for parameter in reference.parameters():
         parameter.data.normal_(std=0.3)
-    theirs.save_pretrained(folder)
-    return theirs.double(), adapt(folder, torch.float64)
+    reference.save_pretrained(folder)
+    return reference.double(), adapt(folder, torch.float64)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox"])
-def test_models_of_transformers(name: str, tmp_path: Path) -> None:
-    theirs, model = adapted(name, tmp_path)
-    plain = [3, 1, 4, 1, 5]
+def test_sets_on_models_of_transformers(name: str, tmp_path: Path) -> None:
+    peer, model = adapted(name, tmp_path)
+    plain_prompt = [3, 1, 4, 1, 5]
     first = None
     for order in ORDERS:
-        answers = generate(model, [prompt(order), plain, prompt(order)[:3]], 20, logprobs=True)
+        answers = generate(model, [prompt(order), plain_prompt, prompt(order)[:3]], 20, logprobs=True)
         first = answers[0] if first is None else first
         assert answers[0].tokens == first.tokens
         assert answers[0].logprobs == pytest.approx(first.logprobs, abs=1e-10)
-        assert answers[1].tokens == generate(model, [plain], 20)[0].tokens
-    drafted = generate(model, [prompt(), plain], 20, draft="lookup", adaptive=False)
+        assert answers[1].tokens == generate(model, [plain_prompt], 20)[0].tokens
+    drafted = generate(model, [prompt(), plain_prompt], 20, draft="lookup", adaptive=False)
     assert drafted[0].tokens == first.tokens
     beams = {tuple(generate(model, [prompt(order)], 8, "beam", num_beams=3)[0].tokens) for order in ORDERS}
     assert len(beams) == 1
     # against transformers alone: everything read again for every token, with the mask and the positions written out
-    said: list[int] = []
+    tokens: list[int] = []
     for token in first.tokens:
-        whole = SetPrompt([A, PARTS, [*D, *said]], False)
-        layout = layout_with_sets([whole])
-        mask = torch.zeros(1, 1, len(whole), len(whole), dtype=torch.float64).masked_fill(
+        full = SetPrompt([A, PARTS, [*D, *tokens]], False)
+        layout = layout_with_sets([full])
+        mask = torch.zeros(1, 1, len(full), len(full), dtype=torch.float64).masked_fill(
             ~layout.follows[:, None], torch.finfo(torch.float64).min)
         with torch.no_grad():
-            scores = theirs(torch.tensor([list(whole)]), attention_mask=mask, position_ids=layout.positions).logits
+            scores = peer(torch.tensor([list(full)]), attention_mask=mask, position_ids=layout.positions).logits
         assert int(scores[0, -1].argmax()) == token
-        said.append(token)
+        tokens.append(token)
 
 
-def test_a_model_that_keeps_its_own_positions_refuses(tmp_path: Path) -> None:
+def test_models_with_their_own_positions_refuse_sets(tmp_path: Path) -> None:
     _, model = adapted("mistral", tmp_path)
     assert len(generate(model, [A], 3)[0].tokens) == 3
     with pytest.raises(SegueError, match="with positions of its own"):
@@ -391,27 +392,26 @@ def test_a_model_that_keeps_its_own_positions_refuses(tmp_path: Path) -> None:
 
 # The claim.
 
-def test_claim() -> None:
+def test_the_claim_runs_at_smoke_scale() -> None:
     check_claim(set_based_prompting.CLAIM)
 
 
-def test_the_claims_ways_are_those_of_prompts() -> None:
+def test_the_claims_batches_equal_generate() -> None:
     """What the claim reads in one batch is what `generate` reads, ordered and as sets."""
     torch.manual_seed(0)
     model = Stack(StackConfig(set_based_prompting.VOCABULARY, 32, ["attention"] * 2)).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter *= 2.5
-    asked = set_based_prompting.sample_questions(6, np.random.default_rng(0))
+    amplify(model, 2.5)
+    questions = set_based_prompting.sample_questions(6, np.random.default_rng(0))
     orders = [(0, 1, 2, 3), (3, 1, 0, 2)]
     for arm in ("ordered", "sets"):
-        said, ahead, apart = set_based_prompting.answer_orders(model, asked, orders, arm)
-        prompts = [set_based_prompting.make_prompt(question, order) for question in asked for order in orders]
-        found = generate(model, [list(each) if arm == "ordered" else each for each in prompts], 1)
-        assert said.flatten().tolist() == [answer.tokens[0] for answer in found]
-        assert ahead.min() > 0 and (apart < 1e-4) == (arm == "sets")
+        first_tokens, ahead, separate = set_based_prompting.answer_orders(model, questions, orders, arm)
+        prompts = [set_based_prompting.make_prompt(question, order) for question in questions for order in orders]
+        results = generate(model, [list(prompt) if arm == "ordered" else prompt for prompt in prompts], 1)
+        assert first_tokens.flatten().tolist() == [answer.tokens[0] for answer in results]
+        assert ahead.min() > 0 and (separate < 1e-4) == (arm == "sets")
 
 
-def test_the_verdict() -> None:
+def test_the_verdict_follows_its_rule() -> None:
     def row(arm: str, changed: float, mean: float = 0.7, worst: float = 0.6) -> dict[str, Any]:
         return {"arm": arm, "changed": changed, "mean": mean, "worst": worst, "best": 0.9, "ties": 0, "apart": 1e-5}
 

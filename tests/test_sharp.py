@@ -62,33 +62,33 @@ def stream(trunk: str = "", classes: int = 8, group: int = 2) -> list[Experience
 
 @quick
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.floats(0.05, 1), st.integers(1, 7))
-def test_a_masked_layer_is_a_sum_over_its_connections(inputs: int, units: int, kernel: int, density: float,
+def test_a_masked_layer_equals_a_sum_over_connections(inputs: int, units: int, kernel: int, density: float,
                                                       length: int) -> None:
     torch.manual_seed(0)
     layer = Masked(inputs, units, kernel, density).double()
     assert int(layer.connections.sum()) == max(1, round(density * inputs * units))
     layer.bias.data.normal_()
     x = torch.randn(2, length, inputs, dtype=torch.float64)
-    want = layer.bias.expand(2, length, units).clone()
+    expected = layer.bias.expand(2, length, units).clone()
     for unit, source in layer.connections.nonzero().tolist():
         for back in range(kernel or 1):
             weight = layer.weight[unit, source, kernel - 1 - back] if kernel else layer.weight[unit, source]
-            want[:, back:, unit] += weight * x[:, : length - back, source]
-    torch.testing.assert_close(layer(x), want)
+            expected[:, back:, unit] += weight * x[:, : length - back, source]
+    torch.testing.assert_close(layer(x), expected)
 
 
 @pytest.mark.parametrize("kernel", [0, 2])
-@pytest.mark.parametrize("how", ["adamw with decay", "momentum", "muon"])
-def test_no_optimiser_moves_a_frozen_unit(kernel: int, how: str) -> None:
+@pytest.mark.parametrize("optimiser", ["adamw with decay", "momentum", "muon"])
+def test_no_optimiser_moves_a_frozen_unit(kernel: int, optimiser: str) -> None:
     torch.manual_seed(0)
     layer, x = Masked(6, 8, kernel, 0.6), torch.randn(4, 3, 6)
-    if how == "muon":
+    if optimiser == "muon":
         from segue.training.optimiser import Optimiser
 
         muon = Optimiser(layer, dict.fromkeys(("matrix", "weight", "table", "vector", "state"), 0.1), decay=0.1)
         step: Callable[[], Any] = partial(muon.step, 1.0)
     else:
-        step = (torch.optim.AdamW(layer.parameters(), 0.1, weight_decay=0.5) if "decay" in how else
+        step = (torch.optim.AdamW(layer.parameters(), 0.1, weight_decay=0.5) if "decay" in optimiser else
                 torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9)).step
     still = torch.arange(8) < 4
     for turn in range(6):
@@ -106,35 +106,35 @@ def test_no_optimiser_moves_a_frozen_unit(kernel: int, how: str) -> None:
 
 @quick
 @given(st.integers(1, 8), st.integers(1, 8), st.floats(0.1, 1), st.integers(0, 40), st.integers(0, 255))
-def test_wires_go_and_grow(inputs: int, units: int, density: float, count: int, bits: int) -> None:
+def test_connections_are_removed_and_grown(inputs: int, units: int, density: float, count: int, bits: int) -> None:
     torch.manual_seed(0)
     layer = Masked(inputs, units, 0, density)
     targets = torch.tensor([bool(bits >> i & 1) for i in range(units)])
     before = layer.connections.clone()
     room = int((~before)[targets].sum())
-    grown = layer.grow(count, targets, torch.Generator().manual_seed(0))
+    grown_count = layer.grow(count, targets, torch.Generator().manual_seed(0))
     new = layer.connections & ~before
-    assert grown == int(new.sum()) == min(count, room) and bool((before <= layer.connections).all())
+    assert grown_count == int(new.sum()) == min(count, room) and bool((before <= layer.connections).all())
     assert not new[~targets].any() and not layer.weight[new].any()
-    assert layer.drop(new) == grown and torch.equal(layer.connections, before)
+    assert layer.drop(new) == grown_count and torch.equal(layer.connections, before)
 
 
 @quick
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=12), st.floats(0.05, 1))
-def test_units_at_work_are_the_fewest_that_make_the_share(made: list[float], share: float) -> None:
-    net = SparseNetwork(3, [len(made)], early=0)
-    net.choose([torch.tensor(made, dtype=torch.float64)], share)
+def test_active_units_are_the_fewest_of_the_share(activity: list[float], share: float) -> None:
+    net = SparseNetwork(3, [len(activity)], early=0)
+    net.choose([torch.tensor(activity, dtype=torch.float64)], share)
     chosen = net.masked[0].types.bool()
-    values = torch.tensor(made, dtype=torch.float64)
-    if not sum(made):
+    values = torch.tensor(activity, dtype=torch.float64)
+    if not sum(activity):
         assert not chosen.any()
         return
-    assert float(values[chosen].sum()) >= share * sum(made) - 1e-9
-    assert float(values[chosen].sum() - values[chosen].min()) < share * sum(made)
+    assert float(values[chosen].sum()) >= share * sum(activity) - 1e-9
+    assert float(values[chosen].sum() - values[chosen].min()) < share * sum(activity)
     assert float(values[chosen].min()) >= float(values[~chosen].max() if (~chosen).any() else 0)
 
 
-def test_the_schedule() -> None:
+def test_the_selection_share_follows_its_schedule() -> None:
     assert selection(1) == pytest.approx(0.5 * (1 + torch.cos(torch.tensor(torch.pi * 2 / 30)).item()))
     assert selection(29) == 0.4 and selection(99, 10, 0.5) == 0.5
 
@@ -143,7 +143,7 @@ def test_the_schedule() -> None:
 
 @pytest.mark.parametrize("trunk", TRUNKS)
 @pytest.mark.parametrize("early", [0, 1, 2])
-def test_a_network_goes_on_from_its_features(trunk: str, early: int) -> None:
+def test_a_network_continues_from_its_features(trunk: str, early: int) -> None:
     net, rows = network(trunk, early=early).eval(), stream(trunk)[0].train
     h = net.features(rows.tokens, rows.layout)
     assert torch.equal(net.forward_from(h), net.hidden(rows.tokens, rows.layout))
@@ -155,8 +155,8 @@ def test_a_network_goes_on_from_its_features(trunk: str, early: int) -> None:
     channels = {RECALLED: old[:, None].expand(h.shape[:2]), ACTIVATIONS: torch.where(old[:, None, None], h, 7.0)}
     blank = torch.where(old.view(-1, *[1] * (rows.tokens.dim() - 1)), 0, rows.tokens)
     features, labels = target_features(classifier(net), Batch(blank, rows.targets, channels=channels))
-    want, names = target_features(classifier(net), rows)
-    torch.testing.assert_close(features, want)
+    expected, names = target_features(classifier(net), rows)
+    torch.testing.assert_close(features, expected)
     assert torch.equal(labels, names)
     assert all(not p.requires_grad for p in (net.trunk.parameters() if net.trunk else []))
 
@@ -167,7 +167,7 @@ def test_ids_without_a_trunk_are_one_hot() -> None:
     assert torch.equal(net.hidden(ids, rows.layout), net.hidden(torch.eye(20)[None], rows.layout))
 
 
-def test_mistakes_are_told() -> None:
+def test_bad_options_are_refused() -> None:
     with pytest.raises(SegueError, match="at least one that is not early"):
         SparseNetwork(4, [8], early=1)
     with pytest.raises(SegueError, match="do not fit"):
@@ -187,21 +187,21 @@ def test_mistakes_are_told() -> None:
 
 @quick
 @given(st.integers(1, 20), st.integers(1, 3), st.floats(1e-3, 1e3), st.integers(0, 99))
-def test_bytes_are_off_by_half_a_step_at_most(rows: int, groups: int, scale: float, seed: int) -> None:
+def test_quantised_rows_err_by_half_a_step_at_most(rows: int, groups: int, scale: float, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     x = scale * torch.randn(rows, 2, 5, generator=draw, dtype=torch.float64)
     of = torch.randint(groups, (rows,), generator=draw)
-    kept = quantise_rows(x, of)
-    assert kept["codes"].dtype == torch.uint8
+    quantised = quantise_rows(x, of)
+    assert quantised["codes"].dtype == torch.uint8
     for group in of.unique():
-        mine = x[of == group]
-        error = (dequantise_rows(kept)[of == group] - mine).abs().max()
-        assert float(error) <= float(mine.max() - mine.min()) / 510 * (1 + 1e-9)
+        group_rows = x[of == group]
+        error = (dequantise_rows(quantised)[of == group] - group_rows).abs().max()
+        assert float(error) <= float(group_rows.max() - group_rows.min()) / 510 * (1 + 1e-9)
     assert torch.equal(dequantise_rows(quantise_rows(torch.ones(2, 3), torch.zeros(2).long())), torch.ones(2, 3))
 
 
-def test_the_first_rows_of_each_class_stay() -> None:
-    buffer = Buffer(5, lambda *given: first_of_class(*given, of_class=2))
+def test_the_buffer_keeps_the_first_rows_of_each_class() -> None:
+    buffer = Buffer(5, lambda *arguments: first_of_class(*arguments, of_class=2))
     labels = torch.tensor([0, 0, 0, 1, 2, 1, 1, 2, 3])
     for part in labels.split(4):
         buffer.offer(Batch(torch.zeros(len(part), 1), part[:, None]))
@@ -210,22 +210,22 @@ def test_the_first_rows_of_each_class_stay() -> None:
 
 @quick
 @given(st.integers(2, 5), st.integers(1, 20), st.booleans(), st.integers(0, 99))
-def test_neighbours_look_at_each_class_s_units(classes: int, kept: int, cosine: bool, seed: int) -> None:
+def test_neighbours_use_the_units_of_each_class(classes: int, stored: int, cosine: bool, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     head = NeighbourHead(6, classes, nearest=3, capacity=30, cosine=cosine).double()
-    x, y = (torch.randn(n, 6, generator=draw, dtype=torch.float64) for n in (kept, 7))
-    labels = torch.randint(classes, (kept,), generator=draw)
+    x, y = (torch.randn(n, 6, generator=draw, dtype=torch.float64) for n in (stored, 7))
+    labels = torch.randint(classes, (stored,), generator=draw)
     head.add_examples(x, labels)
     head.units[:] = torch.rand(classes, 6, generator=draw) < 0.7
     head.units[:, 0] = True
     votes = head(y)
-    for row, one in enumerate(y):
-        far = []
+    for row, query in enumerate(y):
+        distances = []
         for other, label in zip(x, labels.tolist()):
-            a, b = one[head.units[label]], other[head.units[label]]
-            far.append(float(1 - F.cosine_similarity(a, b, dim=0) if cosine else (a - b).square().sum()))
-        near = torch.tensor(far).argsort(stable=True)[:3]
-        assert torch.equal(votes[row].floor(), labels[near].bincount(minlength=classes).double())
+            a, b = query[head.units[label]], other[head.units[label]]
+            distances.append(float(1 - F.cosine_similarity(a, b, dim=0) if cosine else (a - b).square().sum()))
+        nearest = torch.tensor(distances).argsort(stable=True)[:3]
+        assert torch.equal(votes[row].floor(), labels[nearest].bincount(minlength=classes).double())
 
 
 def test_a_head_forgets_classes_and_keeps_the_newest() -> None:
@@ -253,20 +253,20 @@ class Watched(Sharp):
         super().after_experience(run)
         model, net, head = self.parts(run)
         with torch.no_grad():
-            made = target_features(model, self.rows)[0]
+            features = target_features(model, self.rows)[0]
         self.seen.append({
             "types": [(source.clone(), layer.types.clone()) for source, layer in zip(net.source_types(), net.masked)],
-            "edges": [layer.connections.clone() for layer in net.masked], "made": made, "units": head.units.clone(),
-            "votes": head(made), "classes": model.seen.nonzero()[:, 0].tolist()})
+            "edges": [layer.connections.clone() for layer in net.masked], "made": features, "units": head.units.clone(),
+            "votes": head(features), "classes": model.seen.nonzero()[:, 0].tolist()})
 
 
 @pytest.mark.parametrize("recent", [0, 1, 2])
 @pytest.mark.parametrize("trunk", [*TRUNKS, "conv"])
-def test_what_has_left_the_memory_is_fixed_bit_for_bit(trunk: str, recent: int) -> None:
+def test_experiences_outside_the_memory_are_frozen_bit_for_bit(trunk: str, recent: int) -> None:
     below = "" if trunk == "conv" else trunk
     net = network(below, widths=(40, 40, 40), **({"kernels": [2, 0, 2]} if trunk == "conv" else {}))
     data = stream(below)
-    rows = Batch.join([each.test for each in data])
+    rows = Batch.join([experience.test for experience in data])
     strategy = Watched(rows, phases=3, recent=recent, per_class=6, period=5, seed=1)
     before = [int(layer.connections.sum()) for layer in net.masked]
     learn_stream(classifier(net), data, strategy, SupCon(), **PLAN, decay=0.1)
@@ -277,9 +277,9 @@ def test_what_has_left_the_memory_is_fixed_bit_for_bit(trunk: str, recent: int) 
                 assert int(target[unit]) == 0 or int(source[other]) >= int(target[unit])
         assert [int(edges.sum()) for edges in now["edges"]] == before
         for cls in range(8):
-            left = cls // 2 + recent  # the experience after which it left the memory
-            if index > left:
-                was = strategy.seen[left]
+            left_at = cls // 2 + recent  # the experience after which it left the memory
+            if index > left_at:
+                was = strategy.seen[left_at]
                 units = was["units"][cls]
                 assert torch.equal(now["units"][cls], units) and units.any()
                 assert torch.equal(now["made"][:, units], was["made"][:, units])
@@ -300,18 +300,18 @@ def test_early_layers_freeze_one_experience_before_late_ones() -> None:
     assert [int(layer.frozen.sum()) for layer in net.masked] == [19, 19, 11]
 
 
-def test_what_is_kept_is_what_the_early_layers_still_say() -> None:
+def test_stored_features_equal_those_of_the_early_layers() -> None:
     net, data = network(widths=(40, 40, 40)), stream()
     strategy = Sharp(phases=2, recent=9, per_class=5, period=5, quantise=False)
     learn_stream(classifier(net), data, strategy, SupCon(), **PLAN)
     old = strategy.memory.payload["experience"] == 0
-    kept = strategy.memory.payload["exact"][old]
+    stored = strategy.memory.payload["exact"][old]
     rows = data[0].train
     chosen = torch.tensor([i for c in (0, 1) for i in (rows.targets[:, -1] == c).nonzero()[:5, 0].tolist()])
     now = net.features(rows.rows(chosen).tokens, rows.rows(chosen).layout)[:, 0].detach()
     first_units = net.masked[0].types == net.masked[0].types.max()
-    order = [kept[:, first_units].sum(1).argsort(), now[:, first_units].sum(1).argsort()]
-    assert torch.equal(kept[order[0]][:, first_units], now[order[1]][:, first_units])
+    order = [stored[:, first_units].sum(1).argsort(), now[:, first_units].sum(1).argsort()]
+    assert torch.equal(stored[order[0]][:, first_units], now[order[1]][:, first_units])
     # A vector for each row: of a byte each where it is quantised, with two numbers of its class's range.
     for quantise, size in ((True, 40 + 8), (False, 4 * 40)):
         strategy = Sharp(phases=1, per_class=5, quantise=quantise)
@@ -329,22 +329,22 @@ class Plain(Strategy):
     """Replay of raw rows, the first of each class of each experience."""
 
     def __init__(self) -> None:
-        self.memory, self.fresh = Recent(99), Buffer(99, lambda *given: first_of_class(*given, of_class=6))
+        self.memory, self.fresh = Recent(99), Buffer(99, lambda *arguments: first_of_class(*arguments, of_class=6))
 
     def before_step(self, run: Run, batch: Batch) -> Batch:
         self.fresh.offer(batch)
-        drawn = self.memory.draw(len(batch.targets), run.generator())
-        return Batch.join([batch, self.memory.rows(drawn)]) if len(drawn) else batch
+        sampled = self.memory.draw(len(batch.targets), run.generator())
+        return Batch.join([batch, self.memory.rows(sampled)]) if len(sampled) else batch
 
     def after_experience(self, run: Run) -> None:
         self.memory.offer(self.fresh.batch)  # type: ignore[arg-type]
         self.fresh.clear()
 
 
-def test_without_its_parts_it_is_supcon_replay_with_neighbours() -> None:
+def test_without_its_parts_sharp_equals_supcon_replay() -> None:
     net = network(density=1.0, early=0)
-    plain = Perceptron(20, [24, 24, 16])
-    for layer, masked in zip([layer for layer in plain.layers if isinstance(layer, nn.Linear)], net.masked):
+    perceptron = Perceptron(20, [24, 24, 16])
+    for layer, masked in zip([layer for layer in perceptron.layers if isinstance(layer, nn.Linear)], net.masked):
         masked.weight.data.mul_(0.1)  # so that no unit is idle
         masked.bias.data.fill_(1.0)
         layer.load_state_dict({"weight": masked.weight.detach().clone(), "bias": masked.bias.detach().clone()})
@@ -353,9 +353,9 @@ def test_without_its_parts_it_is_supcon_replay_with_neighbours() -> None:
     learn_stream(model, data, Sharp(phases=1, recent=99, per_class=6, least=1.0, freeze=False, quantise=False),
                  SupCon(), **PLAN)
     assert all(bool((layer.types == 5).all()) for layer in net.masked)
-    other, replay = Classifier(plain, NeighbourHead(16, 8, cosine=True)), Plain()
+    other, replay = Classifier(perceptron, NeighbourHead(16, 8, cosine=True)), Plain()
     learn_stream(other, data, replay, SupCon(), measure=lambda *_: 0.0, **PLAN)
-    test = Batch.join([each.test for each in data])
+    test = Batch.join([experience.test for experience in data])
     torch.testing.assert_close(target_features(model, test)[0], target_features(other, test)[0], atol=1e-5, rtol=1e-4)
     with torch.no_grad():
         other.head.add_examples(*target_features(other, replay.memory.batch))  # type: ignore[arg-type]
@@ -377,23 +377,23 @@ class Reading(Classifier):
 
 @pytest.mark.filterwarnings("ignore:the network is full")
 @pytest.mark.parametrize("make", [lambda: Sharp(phases=2, per_class=2), lambda: Sharp(phases=3, recent=0, per_class=1)])
-def test_it_keeps_the_contract_of_a_strategy(make: Callable[[], Sharp]) -> None:
+def test_sharp_keeps_the_contract_of_a_strategy(make: Callable[[], Sharp]) -> None:
     check_strategy(make, model=Reading)
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_it_learns_a_stream_and_keeps_it(trunk: str) -> None:
+def test_sharp_learns_a_stream_without_forgetting(trunk: str) -> None:
     model = classifier(network(trunk, widths=(64, 64, 48)))
     matrix = learn_stream(model, stream(trunk), Sharp(3, per_class=8, period=6.0), SupCon(), **{**PLAN, "epochs": 6})
     assert matrix.average > 0.6  # by chance 0.125
 
 
-def test_the_layers_work_in_any_classifier() -> None:
+def test_masked_layers_work_in_any_classifier() -> None:
     rows = stream("gru")[0].train
     model = Classifier(network("gru"), LinearHead(16, 8), "mean")
     before = copy.deepcopy(model.backbone.trunk).state_dict()  # type: ignore[union-attr]
     learn(model, lambda step: rows.rows(torch.randint(len(rows.targets), (16,), generator=generator_of(0, step))), 60,
           rate=0.02, objective=ClassLoss())
-    where = rows.targets >= 0
-    assert float((model.predict(rows.tokens)[where] == rows.targets[where]).float().mean()) > 0.9
+    is_target = rows.targets >= 0
+    assert float((model.predict(rows.tokens)[is_target] == rows.targets[is_target]).float().mean()) > 0.9
     assert all(torch.equal(x, before[name]) for name, x in model.backbone.trunk.state_dict().items())  # type: ignore

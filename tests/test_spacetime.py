@@ -56,8 +56,8 @@ def stirred(model: torch.nn.Module) -> None:
 def inputs(rows: int = 2, grid: tuple[int, ...] = GRID) -> tuple[Tensor, Tensor, Tensor, Layout]:
     generator = torch.Generator().manual_seed(0)
     n = int(torch.tensor(grid).prod())
-    asked = (torch.arange(n) >= n // grid[0]).expand(rows, n)
-    return (torch.randn(rows, n, 3, generator=generator), torch.rand(rows, generator=generator), asked,
+    noisy = (torch.arange(n) >= n // grid[0]).expand(rows, n)
+    return (torch.randn(rows, n, 3, generator=generator), torch.rand(rows, generator=generator), noisy,
             Layout.chain((rows, n), grid=grid))
 
 
@@ -66,64 +66,64 @@ def test_mixing_along_an_axis_is_full_attention_with_a_mask(over_time: bool) -> 
     block = film_model().blocks[int(over_time)]
     assert isinstance(block, SpaceTimeBlock) and isinstance(block.mixer, Attention) and block.over_time == over_time
     stirred(block)
-    x, t, asked, layout = inputs()
-    hidden, scene = film_model().begin(x, t, asked, layout, {})
+    x, t, noisy, layout = inputs()
+    hidden, scene = film_model().begin(x, t, noisy, layout, {})
     lines = scene.fold(hidden, over_time)
-    found = scene.unfold(block.mixer.run(lines, Layout.of(lines), {}), over_time)
+    results = scene.unfold(block.mixer.run(lines, Layout.of(lines), {}), over_time)
     frame, place = torch.arange(N) // 8, torch.arange(N) % 8
     which, position = (place, frame) if over_time else (frame, place)
     q, k, v = block.mixer.project(hidden, position.expand(2, N))
-    wanted = block.mixer.output(attend(q, k, v, (which[:, None] == which)[None, None])[0], hidden)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    expected = block.mixer.output(attend(q, k, v, (which[:, None] == which)[None, None])[0], hidden)
+    torch.testing.assert_close(results, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("space", "time"), [("attention", "attention"), ("s4nd", "gru"), ("hydra", "mamba"),
                                              ("mlstm", "gla"), ("attention", "s4nd")])
-def test_it_begins_as_a_model_of_pictures(space: str, time: str) -> None:
+def test_a_film_model_starts_as_a_model_of_single_frames(space: str, time: str) -> None:
     """Of each frame alone, with the blocks over space alone."""
     model = film_model(space, time)
-    x, t, asked, layout = inputs()
-    told = {"text": torch.tensor([[1, 2], [3, -1]])}
-    film = model(x, t, asked, layout, told)
+    x, t, noisy, layout = inputs()
+    conditions = {"text": torch.tensor([[1, 2], [3, -1]])}
+    film = model(x, t, noisy, layout, conditions)
     for frame in range(3):
         part = slice(8 * frame, 8 * frame + 8)
         picture = Layout.chain((2, 8), grid=(1, 2, 4))
-        alone = model(x[:, part], t, asked[:, part], picture, told)
-        torch.testing.assert_close(alone, film[:, part], atol=1e-5, rtol=0)
-        hidden, at = model.begin(x[:, part], t, asked[:, part], picture, told)
+        single = model(x[:, part], t, noisy[:, part], picture, conditions)
+        torch.testing.assert_close(single, film[:, part], atol=1e-5, rtol=0)
+        hidden, at = model.begin(x[:, part], t, noisy[:, part], picture, conditions)
         for block in model.layers[::2]:
             hidden = model.run(block, hidden, at)
         torch.testing.assert_close(model.end(hidden, at), film[:, part], atol=1e-5, rtol=0)
     stirred(model)
-    assert not torch.allclose(model(x, t, asked, layout, told)[:, 8:16],
-                              model(x[:, 8:16], t, asked[:, 8:16], picture, told), atol=1e-3)
+    assert not torch.allclose(model(x, t, noisy, layout, conditions)[:, 8:16],
+                              model(x[:, 8:16], t, noisy[:, 8:16], picture, conditions), atol=1e-3)
 
 
-def test_given_frames_live_at_time_0() -> None:
+def test_known_frames_have_time_0() -> None:
     model = film_model()
-    x, t, asked, layout = inputs()
-    given = torch.zeros_like(asked)
-    torch.testing.assert_close(model(x, t, given, layout), model(x, t * 0, ~given, layout))
-    assert not torch.allclose(model(x, t, asked, layout), model(x, t / 2, asked, layout))
-    first = model(x, t, asked, layout)[:, :8]  # frames are apart at first, so the first one sees no other time
-    assert torch.equal(first, model(x, t / 2, asked, layout)[:, :8])
+    x, t, noisy, layout = inputs()
+    nothing_noisy = torch.zeros_like(noisy)
+    torch.testing.assert_close(model(x, t, nothing_noisy, layout), model(x, t * 0, ~nothing_noisy, layout))
+    assert not torch.allclose(model(x, t, noisy, layout), model(x, t / 2, noisy, layout))
+    first = model(x, t, noisy, layout)[:, :8]  # frames are apart at first, so the first one sees no other time
+    assert torch.equal(first, model(x, t / 2, noisy, layout)[:, :8])
 
 
-def test_words() -> None:
+def test_text_conditions_change_only_their_rows() -> None:
     model = film_model()
-    x, t, asked, layout = inputs()
-    told = model(x, t, asked, layout, {"text": torch.tensor([[1, 2, -1], [-1, -1, -1]])})
-    untold = model(x, t, asked, layout)
-    torch.testing.assert_close(told[1], untold[1], atol=1e-5, rtol=0)
-    assert not torch.allclose(told[0], untold[0], atol=1e-3)
+    x, t, noisy, layout = inputs()
+    conditional = model(x, t, noisy, layout, {"text": torch.tensor([[1, 2, -1], [-1, -1, -1]])})
+    unconditional = model(x, t, noisy, layout)
+    torch.testing.assert_close(conditional[1], unconditional[1], atol=1e-5, rtol=0)
+    assert not torch.allclose(conditional[0], unconditional[0], atol=1e-3)
     with pytest.raises(SegueError, match="another one"):
-        model(x, t, asked, layout, {"text": torch.tensor([[5], [0]])})
+        model(x, t, noisy, layout, {"text": torch.tensor([[5], [0]])})
 
 
-def test_mistakes_are_told() -> None:
-    x, t, asked, layout = inputs()
+def test_bad_films_are_refused() -> None:
+    x, t, noisy, layout = inputs()
     with pytest.raises(SegueError, match="one film"):
-        film_model()(x, t, asked, Layout(layout.positions, starts=torch.zeros(2, N, dtype=torch.bool)))
+        film_model()(x, t, noisy, Layout(layout.positions, starts=torch.zeros(2, N, dtype=torch.bool)))
     with pytest.raises(SegueError, match="unknown"):
         SpaceTimeConfig(3, 16, 1, space="attentoin")
     with pytest.raises(SegueError, match="at least 1"):
@@ -146,54 +146,54 @@ def bases() -> dict[str, LayeredField]:
 
 
 @pytest.mark.parametrize("name", ["film", "gru", "mamba", "even"])
-def test_a_branch_that_is_told_nothing_is_its_base(name: str) -> None:
+def test_an_unconditioned_branch_equals_its_base(name: str) -> None:
     """Before it learned, and bit by bit afterwards; in a row of a batch of which others are told something too."""
     base = bases()[name].eval()
-    x, t, asked, layout = inputs()
+    x, t, noisy, layout = inputs()
     layout = Layout.of(x) if name in ("gru", "mamba") else layout
-    before = base(x, t, asked, layout)
-    kept = {key: value.clone() for key, value in base.state_dict().items()}
+    before = base(x, t, noisy, layout)
+    base_weights = {key: value.clone() for key, value in base.state_dict().items()}
     branch = ControlBranch(base, {"key": 3}, words=4, depth=2, heads=2, shown=5)
     keys, words = torch.tensor([[-1] * 8 + [2] * 16, [-1] * N]), torch.tensor([[-1, -1], [-1, -1]])
     bits = {"atol": 1e-6 if name == "gru" else 0.0, "rtol": 0.0}  # torch's GRU rounds by where its weights lie
-    torch.testing.assert_close(branch(x, t, asked, layout, {"key": keys, INSTRUCTION: words}), before, **bits)
+    torch.testing.assert_close(branch(x, t, noisy, layout, {"key": keys, INSTRUCTION: words}), before, **bits)
 
     def batch(step: int) -> Batch:
-        return Batch(x, torch.where(asked, 0, -1), channels={"key": keys, INSTRUCTION: torch.tensor([[1, 0], [2, -1]])},
+        return Batch(x, torch.where(noisy, 0, -1), channels={"key": keys, INSTRUCTION: torch.tensor([[1, 0], [2, -1]])},
                      grid=layout.grid)
 
     learn(branch, batch, 3, rate=0.01, objective=FlowMatching(), muon=True, decay=0.1)
-    assert all(torch.equal(value, kept[key]) for key, value in branch.base.state_dict().items())
+    assert all(torch.equal(value, base_weights[key]) for key, value in branch.base.state_dict().items())
     for mode in (branch.train(), branch.eval()):
         assert not mode.base.training
-        for told in ({}, {"key": torch.tensor([-1, -1])}, {"key": keys - keys - 1, INSTRUCTION: words}):
-            torch.testing.assert_close(mode(x, t, asked, layout, told), before, **bits)
-        pressed = mode(x, t, asked, layout, {"key": keys})
+        for conditions in ({}, {"key": torch.tensor([-1, -1])}, {"key": keys - keys - 1, INSTRUCTION: words}):
+            torch.testing.assert_close(mode(x, t, noisy, layout, conditions), before, **bits)
+        pressed = mode(x, t, noisy, layout, {"key": keys})
         torch.testing.assert_close(pressed[1], before[1], **bits)
         assert not torch.allclose(pressed[0], before[0], atol=1e-5)
         guide = torch.cat([torch.zeros(1, N, 5), torch.ones(1, N, 5)])
-        for told in ({INSTRUCTION: torch.tensor([[-1, -1], [3, -1]])}, {GUIDE: guide}):
-            made = mode(x, t, asked, layout, told)
-            torch.testing.assert_close(made[0], before[0], **bits)
-            assert not torch.allclose(made[1], before[1], atol=1e-5)
-    torch.testing.assert_close(*(euler(model, x, asked, layout, steps=2) for model in (base, branch)), **bits)
+        for conditions in ({INSTRUCTION: torch.tensor([[-1, -1], [3, -1]])}, {GUIDE: guide}):
+            outputs = mode(x, t, noisy, layout, conditions)
+            torch.testing.assert_close(outputs[0], before[0], **bits)
+            assert not torch.allclose(outputs[1], before[1], atol=1e-5)
+    torch.testing.assert_close(*(euler(model, x, noisy, layout, steps=2) for model in (base, branch)), **bits)
     with pytest.raises(SegueError, match="give 5 numbers for each element"):
-        branch(x, t, asked, layout, {GUIDE: guide[:, 1:]})
+        branch(x, t, noisy, layout, {GUIDE: guide[:, 1:]})
 
 
 def test_a_base_may_learn_with_its_branch() -> None:
     base = bases()["gru"]
-    x, t, asked, _ = inputs()
-    before = base(x, t, asked, Layout.of(x)).detach()
+    x, t, noisy, _ = inputs()
+    before = base(x, t, noisy, Layout.of(x)).detach()
     branch = ControlBranch(base, {"key": 2}, frozen=False)
-    learn(branch, lambda step: Batch(x, torch.where(asked, 0, -1), channels={"key": torch.tensor([0, 1])}), 2,
+    learn(branch, lambda step: Batch(x, torch.where(noisy, 0, -1), channels={"key": torch.tensor([0, 1])}), 2,
           objective=FlowMatching())
-    assert not torch.equal(branch(x, t, asked, Layout.of(x)), before)
+    assert not torch.equal(branch(x, t, noisy, Layout.of(x)), before)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.sampled_from([1, 2, 4]), st.integers(1, 3))
-def test_patches_and_back(frames: int, height: int, width: int, size: int, channels: int) -> None:
+def test_patches_round_trip(frames: int, height: int, width: int, size: int, channels: int) -> None:
     x = torch.rand(2, frames, height * size, width * size, channels)
     cut = to_patches(x, size)
     assert cut.shape == (2, frames, height, width, size * size * channels) and torch.equal(from_patches(cut, size), x)
@@ -206,7 +206,7 @@ def coder(**options: Any) -> FilmAutoencoder:
 
 
 @pytest.mark.parametrize("frame", [0, 1, 3, 4, 5, 8])
-def test_no_moment_depends_on_later_frames(frame: int) -> None:
+def test_the_film_codec_is_causal(frame: int) -> None:
     model, film = coder(), torch.rand(2, 9, 16, 8, 3)
     other = film.clone()
     other[:, frame] += 1
@@ -221,7 +221,7 @@ def test_no_moment_depends_on_later_frames(frame: int) -> None:
     assert torch.allclose(model.encode(film[:, :1])[0], a[:, :2], atol=1e-6)  # a picture is a film
 
 
-def test_it_learns_and_scales_its_elements() -> None:
+def test_the_film_codec_learns_and_scales_elements() -> None:
     model = coder(stride=2)
     film = torch.rand(8, 3, 8, 8, 3).round()
 
@@ -238,52 +238,53 @@ def test_it_learns_and_scales_its_elements() -> None:
     torch.testing.assert_close(model.decode(elements, grid), expected, atol=1e-5, rtol=0)
 
 
-def test_a_film_is_played_on_clip_by_clip() -> None:
+def test_a_film_rollout_continues_clip_by_clip() -> None:
     codec, base = coder(), film_model(text=0)
     model = SpatioTemporalDiT(SpaceTimeConfig(codec.size, 16, 1, text=0)).eval()
     assert base.words is None
-    seen = list[tuple[int, tuple[int, ...]]]()
+    calls = list[tuple[int, tuple[int, ...]]]()
     film = torch.rand(2, 2, 8, 8, 3)
-    made = ClipRollout(model, codec, block=8, steps=2)(film, 2, lambda clip, grid: seen.append((clip, grid)) or {})
-    assert made.shape == (2, 18, 8, 8, 3) and torch.equal(made[:, :2], film)
-    assert seen == [(0, (3, 1, 1)), (1, (3, 1, 1))]
-    again = ClipRollout(model, codec, block=8, steps=2)(made[:, :10], 1, seed=1)
-    assert torch.equal(again, made)
+    film_continued = ClipRollout(model, codec, block=8,
+                                 steps=2)(film, 2, lambda clip, grid: calls.append((clip, grid)) or {})
+    assert film_continued.shape == (2, 18, 8, 8, 3) and torch.equal(film_continued[:, :2], film)
+    assert calls == [(0, (3, 1, 1)), (1, (3, 1, 1))]
+    repeated = ClipRollout(model, codec, block=8, steps=2)(film_continued[:, :10], 1, seed=1)
+    assert torch.equal(repeated, film_continued)
     with pytest.raises(SegueError, match="stride 4"):
         ClipRollout(model, codec, block=3)
 
 
-def test_a_guide_shows_where_a_film_changes() -> None:
+def test_edge_guides_mark_changes() -> None:
     film = torch.zeros(1, 2, 8, 8, 3)
     film[0, 1, 2:5, 3:6, 1] = 0.5
-    drawn = edges(film)
+    edge_film = edges(film)
     frame = torch.zeros(8, 8)
     frame[2:5, 2], frame[1, 3:6], frame[2:5, 5], frame[4, 3:6] = 0.5, 0.5, 0.5, 0.5
-    assert not drawn[0, 0].any() and all(torch.equal(drawn[0, 1, ..., colour], frame) for colour in range(3))
+    assert not edge_film[0, 0].any() and all(torch.equal(edge_film[0, 1, ..., colour], frame) for colour in range(3))
     codec = coder()
     elements, grid = codec.encode(edges(torch.rand(2, 5, 8, 8, 3)))
     base = SpatioTemporalDiT(SpaceTimeConfig(codec.size, 16, 1))
     layout = Layout.chain((2, elements.shape[1]), grid=grid)
-    asked = torch.ones(elements.shape[:2], dtype=torch.bool)
+    noisy = torch.ones(elements.shape[:2], dtype=torch.bool)
     branch = ControlBranch(base, shown=codec.size)
-    assert branch(elements, torch.rand(2), asked, layout, {GUIDE: elements}).shape == elements.shape
+    assert branch(elements, torch.rand(2), noisy, layout, {GUIDE: elements}).shape == elements.shape
 
 
-def test_a_branch_learns_what_a_key_or_a_guide_says() -> None:
+def test_a_branch_learns_from_keys_and_guides() -> None:
     """Which of two numbers comes, over a base that knows only that it is one of them; each row is told in one way."""
     torch.manual_seed(0)
     base = StackField(both_ways(StackConfig(1, 16, ["gru"])), 1)
-    asked, layout = torch.tensor([[False, True]] * 64), Layout.chain((64, 2))
+    noisy, layout = torch.tensor([[False, True]] * 64), Layout.chain((64, 2))
     high, pressed = torch.arange(64) % 2, torch.arange(64) < 32
     sign = (2.0 * high - 1)[:, None, None].expand(-1, 2, 1)
-    told = {"key": torch.where(pressed, high, -1), GUIDE: sign.masked_fill(pressed[:, None, None], 0)}
+    conditions = {"key": torch.where(pressed, high, -1), GUIDE: sign.masked_fill(pressed[:, None, None], 0)}
 
     def batch(step: int) -> Batch:
-        return Batch(sign * torch.tensor([[0.0], [1.0]]), torch.where(asked, 0, -1), channels=told)
+        return Batch(sign * torch.tensor([[0.0], [1.0]]), torch.where(noisy, 0, -1), channels=conditions)
 
     learn(base, batch, 60, rate=1e-2, objective=FlowMatching())
     branch = ControlBranch(base, {"key": 2}, shown=1)
     learn(branch, batch, 80, rate=3e-2, objective=FlowMatching())
-    made = [euler(model, torch.zeros(64, 2, 1), asked, layout, told)[:, 1, 0] for model in (base, branch)]
-    right = [(one.sign() == sign[:, 0, 0]).float().view(2, 32).mean(1) for one in made]
-    assert (right[0] < 0.8).all() and (right[1] > 0.8).all(), right
+    samples = [euler(model, torch.zeros(64, 2, 1), noisy, layout, conditions)[:, 1, 0] for model in (base, branch)]
+    accuracy = [(sample.sign() == sign[:, 0, 0]).float().view(2, 32).mean(1) for sample in samples]
+    assert (accuracy[0] < 0.8).all() and (accuracy[1] > 0.8).all(), accuracy

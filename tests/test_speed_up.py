@@ -47,16 +47,16 @@ def folder(fitted_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("sequences", [["a", "b", "c"] * 20, ["ab", "bac"] * 20])
-def test_sequences_of_few_elements(sequences: list[str]) -> None:
+def test_prompts_of_single_elements(sequences: list[str]) -> None:
     """Prompts have a single element there, before which no head has read anything."""
     model = segue.fit(sequences, steps=4, quiet=True, vocabulary=259, mix=False, **SMALL)
     report = model.speed_up(sequences, **QUICK)
     assert report.drafters["heads"].texts == 4
 
 
-def test_the_fastest_is_kept_and_changes_no_text(folder: Path) -> None:
+def test_the_fastest_draft_is_saved_and_changes_no_text(folder: Path) -> None:
     model = segue.load(folder)
-    plain = model.continue_("aabb", n=20, draft="none")
+    undrafted = model.continue_("aabb", n=20, draft="none")
     report = model.speed_up(words(), sort="hydra++", **QUICK)
     names = {"none", "heads", *DRAFTERS} - {"depth"}  # it has one layer
     names |= {"counts"} if model.mixture is not None else set()
@@ -67,29 +67,29 @@ def test_the_fastest_is_kept_and_changes_no_text(folder: Path) -> None:
     assert report.drafters["none"].tokens_per_pass == 1
     assert report.heads["steps"] == 12 and json.loads(json.dumps(report.to_dict()))["best"] == report.best
 
-    again = segue.load(folder)
-    assert again.best_draft == report.best and again.heads.paths == model.heads.paths
+    reloaded = segue.load(folder)
+    assert reloaded.best_draft == report.best and reloaded.heads.paths == model.heads.paths
     for draft in (None, "heads"):
-        assert again.continue_("aabb", n=20, draft=draft).text == plain.text
-    again.best_draft = "heads"
-    again.save_drafts(folder)
+        assert reloaded.continue_("aabb", n=20, draft=draft).text == undrafted.text
+    reloaded.best_draft = "heads"
+    reloaded.save_drafts(folder)
     answer = segue.load(folder).continue_("aabb", n=20)
-    assert (answer.draft, answer.text) == ("heads", plain.text)
+    assert (answer.draft, answer.text) == ("heads", undrafted.text)
     # An update carries them on.
-    again.update(words()[:40], steps=2, quiet=True)
+    reloaded.update(words()[:40], steps=2, quiet=True)
     assert segue.load(folder).best_draft == "heads"
 
 
-def test_the_command_keeps_to_its_time(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_respects_its_time_limit(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "words.txt").write_text("\n".join(words()))
     with pytest.raises(SystemExit) as end:
         main(["speed-up", str(folder), str(tmp_path / "words.txt"), "--minutes", "0.02"])
-    shown = capsys.readouterr().out
-    assert end.value.code == 0 and "tokens a pass" in shown and "hydra" in shown
-    assert f"continue now drafts with: {segue.load(folder).best_draft}" in shown
+    output = capsys.readouterr().out
+    assert end.value.code == 0 and "tokens a pass" in output and "hydra" in output
+    assert f"continue now drafts with: {segue.load(folder).best_draft}" in output
 
 
-def test_a_model_that_can_have_no_heads_is_measured_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_without_heads_are_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(base: Any, **choices: Any) -> DraftHeads:
         raise SegueError("not this one")
 
@@ -100,7 +100,7 @@ def test_a_model_that_can_have_no_heads_is_measured_all_the_same(folder: Path, m
     assert not (folder / "drafts" / "heads.safetensors").exists()
 
 
-def test_what_is_wrong_is_said(folder: Path) -> None:
+def test_bad_requests_are_refused(folder: Path) -> None:
     model = segue.load(folder)
     with pytest.raises(SegueError, match="speed-up"):
         model.continue_("a", n=2, draft="heads")
@@ -112,13 +112,13 @@ def test_what_is_wrong_is_said(folder: Path) -> None:
         model.speed_up(of([["a", "b"], ["c"]] * 9))
     model.speed_up(words(), sort="medusa", **QUICK)
     path = folder / "drafts" / "heads.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:100])
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
     for name in ("a damaged file", "no file"):
         with pytest.raises(SegueError, match="speed-up"):
             print(name, segue.load(folder))
         path.unlink(missing_ok=True)
-    path.write_bytes(whole)
+    path.write_bytes(content)
     (folder / "drafts" / "best.json").write_text('{"draft": "magic"}')
     with pytest.raises(SegueError, match="speed-up"):
         segue.load(folder)
@@ -132,28 +132,28 @@ def test_heads_of_another_model_are_refused(folder: Path, tmp_path: Path) -> Non
         HeadsDraft.load(folder / "drafts" / "heads.safetensors", other.model)
 
 
-def test_heads_learn_from_the_data_and_from_what_the_model_says(folder: Path) -> None:
+def test_heads_learn_from_data_and_generated_text(folder: Path) -> None:
     fitted = segue.load(folder)
     store = of(words()).encode(fitted.codec)
     readings = HeadsTrainingData(fitted, fitted.model, store, rows=32 * (TOKENS_PER_STEP // fitted.context), seed=3)
-    text, each = readings.data, 8 * readings.rows
-    assert len(text.tokens) == 4 * each
-    batches = Batches(store, fitted.context, each, 3)
-    for turn, place in ((0, 0), (1, 2 * each)):
-        assert torch.equal(text.tokens[place : place + each], batches(turn).tokens)
+    text, rows_of_each_kind = readings.data, 8 * readings.rows
+    assert len(text.tokens) == 4 * rows_of_each_kind
+    batches = Batches(store, fitted.context, rows_of_each_kind, 3)
+    for turn, place in ((0, 0), (1, 2 * rows_of_each_kind)):
+        assert torch.equal(text.tokens[place : place + rows_of_each_kind], batches(turn).tokens)
     batches.close()
     with torch.inference_mode():
         output = fitted.model(text.tokens, text.layout)
     torch.testing.assert_close(text.channels["hidden"].float(), output.hidden, atol=0.1, rtol=0.1)
-    behind = torch.arange(fitted.context) >= fitted.context // 4  # any prime
-    greedy = (text.targets >= 0) & behind & (torch.arange(len(text.tokens))[:, None] // each == 1)
+    after_prime = torch.arange(fitted.context) >= fitted.context // 4  # any prime
+    greedy = (text.targets >= 0) & after_prime & (torch.arange(len(text.tokens))[:, None] // rows_of_each_kind == 1)
     assert greedy.sum() > 200 and (output.logits.argmax(-1) == text.targets)[greedy].float().mean() > 0.99
-    assert text.starts is None or not text.starts[each : 2 * each].any()
-    seen = torch.cat([readings(step).tokens for step in range(len(text.tokens) // readings.rows)])
-    assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, text.tokens.tolist()))  # all of them once
+    assert text.starts is None or not text.starts[rows_of_each_kind : 2 * rows_of_each_kind].any()
+    trained_rows = torch.cat([readings(step).tokens for step in range(len(text.tokens) // readings.rows)])
+    assert sorted(map(tuple, trained_rows.tolist())) == sorted(map(tuple, text.tokens.tolist()))  # all of them once
 
 
-def test_a_tree_is_as_large_as_pays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tree_size_is_the_fastest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted = segue.load(folder)
     heads = DraftHeads.for_base(fitted.model, heads=3)
     chances = np.array([[0.6, 0.3], [0.5, 0.2], [0.4, 0.1]])
@@ -178,7 +178,7 @@ def test_a_tree_is_as_large_as_pays(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert choose_tree(heads, chances, Slow(0.05), [1, 2, 3], 8).paths == build_tree(chances, 1)
 
 
-def test_beginnings_end_inside_documents() -> None:
+def test_prompts_are_cut_inside_documents() -> None:
     store = of(["abc", "d", "efghijk" * 20]).encode(of(["abc"]).codec())
     offsets = set(store.offsets.tolist())
     tokens = store.tokens.tolist()

@@ -14,7 +14,7 @@ from segue.tasks.sprites import BIOMES, CAPTION, EVENTS, INSTRUCTIONS, KEYS, LOO
 
 @settings(max_examples=6, deadline=None)
 @given(st.sampled_from([(32, 9, 4), (32, 5, 4), (16, 7, 3), (24, 11, 5)]), st.integers(0, 999))
-def test_judges_see_what_happened(shape: tuple[int, int, int], seed: int) -> None:
+def test_judges_recognise_every_film(shape: tuple[int, int, int], seed: int) -> None:
     size, frames, hold = shape
     world = SpriteWorld(size, frames, hold)
     films = world.draw(200, torch.Generator().manual_seed(seed))
@@ -24,19 +24,19 @@ def test_judges_see_what_happened(shape: tuple[int, int, int], seed: int) -> Non
     assert float((world.detect_event(films.pixels) == films.event).float().mean()) >= 0.98
 
 
-def test_a_film_is_drawn_as_it_is_told() -> None:
+def test_films_follow_their_conditions() -> None:
     world = SpriteWorld()
     films = world.draw(400, torch.Generator().manual_seed(1))
-    again = world.draw(400, torch.Generator().manual_seed(1))
-    assert torch.equal(films.pixels, again.pixels) and torch.equal(films.keys, again.keys)
+    repeated = world.draw(400, torch.Generator().manual_seed(1))
+    assert torch.equal(films.pixels, repeated.pixels) and torch.equal(films.keys, repeated.keys)
     for name, choices in (("keys", KEYS), ("event", EVENTS), ("look", LOOKS), ("biome", BIOMES)):
         counts = getattr(films, name).flatten().bincount()
         assert len(counts) == len(choices) and int(counts.min()) > 0.6 * int(counts.sum()) / len(choices)
-    one = films.rows(slice(3, 4))
-    words = [CAPTION[i] for i in one.captions[0].tolist()]
-    assert words == [LOOKS[int(one.look)], "hero", "in", BIOMES[int(one.biome)]]
-    said = [SPOKEN[i] for i in one.instructions[0].tolist() if i >= 0]
-    assert " ".join(said) == INSTRUCTIONS[int(one.event)]
+    film = films.rows(slice(3, 4))
+    words = [CAPTION[i] for i in film.captions[0].tolist()]
+    assert words == [LOOKS[int(film.look)], "hero", "in", BIOMES[int(film.biome)]]
+    spoken = [SPOKEN[i] for i in film.instructions[0].tolist() if i >= 0]
+    assert " ".join(spoken) == INSTRUCTIONS[int(film.event)]
     before = films.pixels[:, : world.begins]
     calm = films.event == 0
     assert torch.equal(world.detect_event(torch.cat([before, before], 1)), torch.zeros(400, dtype=torch.long))
@@ -46,10 +46,10 @@ def test_a_film_is_drawn_as_it_is_told() -> None:
     assert bool((corner[:, 0] - corner[:, 1:].mean(1) > 0.2).all())  # the hero is where it is said to be
 
 
-def test_impossible_worlds_are_told() -> None:
-    for wrong in ((8, 9, 4), (32, 8, 4), (32, 17, 8), (32, 9, 0)):
+def test_impossible_worlds_are_refused() -> None:
+    for bad_sizes in ((8, 9, 4), (32, 8, 4), (32, 17, 8), (32, 9, 0)):
         with pytest.raises(SegueError, match="pixels"):
-            SpriteWorld(*wrong)
+            SpriteWorld(*bad_sizes)
     with pytest.raises(SegueError, match="parts it"):
         SpriteWorld(apart=5)
 

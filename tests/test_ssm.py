@@ -31,7 +31,7 @@ def legendre(states: int, x: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.special.legendre_polynomial_p(x, n) * math.sqrt(2 * n + 1) for n in range(states)], 1)
 
 
-def test_hippo_bases_in_closed_form() -> None:
+def test_hippo_bases_equal_their_closed_form() -> None:
     s = torch.linspace(0, 3, 7, dtype=torch.float64)
     legs = legendre(8, 2 * (-s).exp() - 1) * (-s).exp()[:, None]
     assert (response("legs", 8, s) - legs).abs().max() < 1e-10
@@ -39,39 +39,39 @@ def test_hippo_bases_in_closed_form() -> None:
     assert (response("lagt", 8, s) - lagt).abs().max() < 1e-10
     # Sliding windows, by finitely many functions: inside the window the basis, beyond it nearly nothing.
     inside, beyond = torch.linspace(0.1, 0.8, 8, dtype=torch.float64), torch.linspace(1.5, 3, 8, dtype=torch.float64)
-    found, expected = response("legt", 64, inside)[:, :4], legendre(4, 1 - 2 * inside)
-    assert (found - expected).abs().max() < 0.1 and response("legt", 64, beyond)[:, :4].abs().max() < 0.1
-    found, turn = response("fourier", 128, inside)[:, :6], 2 * math.pi * inside[:, None] * torch.arange(3)
+    results, expected = response("legt", 64, inside)[:, :4], legendre(4, 1 - 2 * inside)
+    assert (results - expected).abs().max() < 0.1 and response("legt", 64, beyond)[:, :4].abs().max() < 0.1
+    results, turn = response("fourier", 128, inside)[:, :6], 2 * math.pi * inside[:, None] * torch.arange(3)
     waves = torch.stack([turn.cos(), turn.sin()], 2).flatten(1) * math.sqrt(2)
     waves[:, 0] /= math.sqrt(2)
-    assert (found - waves).abs().max() < 0.2 and response("fourier", 128, beyond)[:, :6].abs().max() < 0.2
+    assert (results - waves).abs().max() < 0.2 and response("fourier", 128, beyond)[:, :6].abs().max() < 0.2
 
 
 @pytest.mark.parametrize("length", [1, 2, 50])
 def test_compressed_signals_are_projections_at_every_time(length: int) -> None:
     u = torch.randn(2, length, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
-    found = hippo.compress_signal(u, 6)
-    assert found.shape == (2, length, 6)
+    result = hippo.compress_signal(u, 6)
+    assert result.shape == (2, length, 6)
     points, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(8))
     for end in {1, length}:
         # Each element is held for one unit of time: over it, polynomials are integrated exactly.
         x = (torch.arange(end)[:, None] + (points + 1) / 2) / end
-        wanted = torch.einsum("bk,kp,p,kpn->bn", u[:, :end], torch.ones_like(x), weights / (2 * end),
-                              legendre(6, 2 * x.flatten() - 1).unflatten(0, x.shape))
-        assert (found[:, end - 1] - wanted).abs().max() < 1e-10
+        expected = torch.einsum("bk,kp,p,kpn->bn", u[:, :end], torch.ones_like(x), weights / (2 * end),
+                                legendre(6, 2 * x.flatten() - 1).unflatten(0, x.shape))
+        assert (result[:, end - 1] - expected).abs().max() < 1e-10
 
 
-def test_a_polynomial_is_recalled() -> None:
+def test_polynomials_are_reconstructed() -> None:
     """Of finely sampled ones: those of lower degree come back, and higher ones do not."""
     time = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     signals = torch.stack([time**3 - time, time**6])
-    told = hippo.reconstruct_signal(hippo.compress_signal(signals, 5)[:, -1], time)
-    away = (told - signals).abs().amax(1)
+    reconstructed = hippo.reconstruct_signal(hippo.compress_signal(signals, 5)[:, -1], time)
+    away = (reconstructed - signals).abs().amax(1)
     assert away[0] < 1e-3 < away[1]
 
 
 @pytest.mark.parametrize("family", hippo.FAMILIES)
-def test_hippo_is_normal_but_for_a_low_rank(family: str) -> None:
+def test_hippo_is_normal_plus_low_rank(family: str) -> None:
     states = 64
     a, b = hippo.transition(family, states)
     p = hippo.low_rank_correction(family, states)
@@ -85,8 +85,8 @@ def test_hippo_is_normal_but_for_a_low_rank(family: str) -> None:
     both = torch.cat([v, v.conj()], 1)
     assert (both.mH @ both - torch.eye(states)).abs().max() < 1e-9
     q = torch.cat([low, low.conj()], 1)
-    whole = both @ (torch.diag(torch.cat([eigenvalues, eigenvalues.conj()])) - q.T @ q.conj()) @ both.mH
-    assert (whole - a).abs().max() < 1e-9 * float(a.abs().max())
+    product = both @ (torch.diag(torch.cat([eigenvalues, eigenvalues.conj()])) - q.T @ q.conj()) @ both.mH
+    assert (product - a).abs().max() < 1e-9 * float(a.abs().max())
     assert (2 * (v @ drive).real - b).abs().max() < 1e-9
 
 
@@ -98,7 +98,7 @@ def test_diagonal_state_matrices_are_stable(init: str) -> None:
         assert hippo.diagonal("inv", 16)[0].imag.max() == pytest.approx(float(eigenvalues.imag.max()), rel=0.1)
 
 
-def test_discretisation() -> None:
+def test_discretisations_equal_dense_ones_and_integrals() -> None:
     """Diagonal rules are the dense ones, and the held input's answer is the integral."""
     eigenvalues, b = hippo.diagonal("lin", 8)
     dt = torch.tensor(0.1, dtype=torch.float64)
@@ -111,20 +111,20 @@ def test_discretisation() -> None:
     assert (gain - (eigenvalues * middle[:, None]).exp().mean(0) * dt).abs().max() < 1e-7
 
 
-def test_a_gate_is_a_backward_euler_step() -> None:
+def test_a_gate_equals_a_backward_euler_step() -> None:
     """x' = -x + u with dt = e^z is x = (1 - sigmoid(z)) x + sigmoid(z) u (LSSL, lemma 3.1)."""
     z = torch.linspace(-3, 3, 7, dtype=torch.float64)
-    one = torch.ones(1, dtype=torch.float64)
-    a, b = hippo.bilinear(-one[:, None], one, z.exp(), alpha=1.0)
+    unit = torch.ones(1, dtype=torch.float64)
+    a, b = hippo.bilinear(-unit[:, None], unit, z.exp(), alpha=1.0)
     assert (a.flatten() - (1 - z.sigmoid())).abs().max() < 1e-15 and (b.flatten() - z.sigmoid()).abs().max() < 1e-15
 
 
-def test_hippo_refuses() -> None:
-    for call, says in ((lambda: hippo.transition("legz", 4), "family 'legz'"),
-                       (lambda: hippo.diagonal("log", 4), "matrix 'log'"),
-                       (lambda: hippo.dplr("legs", 5), "even number"),
-                       (lambda: hippo.discretise(torch.ones(1), torch.ones(1), "euler"), "discretisation 'euler'")):
-        with pytest.raises(SegueError, match=says):
+def test_bad_hippo_options_are_refused() -> None:
+    for call, message in ((lambda: hippo.transition("legz", 4), "family 'legz'"),
+                          (lambda: hippo.diagonal("log", 4), "matrix 'log'"),
+                          (lambda: hippo.dplr("legs", 5), "even number"),
+                          (lambda: hippo.discretise(torch.ones(1), torch.ones(1), "euler"), "discretisation 'euler'")):
+        with pytest.raises(SegueError, match=message):
             call()
 
 
@@ -154,7 +154,7 @@ def modes(recurrence: DiagonalStateSpace) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("rule", ["zoh", "bilinear"])
-def test_s4d_by_loops(rule: str) -> None:
+def test_s4d_equals_loops(rule: str) -> None:
     torch.manual_seed(0)
     mixer, x = S4D(3, states=6, init="legs", rule=rule).double(), torch.randn(40, 3, dtype=torch.float64)
     eigenvalues, weight, dt = modes(mixer.recurrence)
@@ -170,7 +170,7 @@ def test_s4d_by_loops(rule: str) -> None:
 
 
 @torch.no_grad()
-def test_dss_by_its_formula() -> None:
+def test_dss_equals_its_formula() -> None:
     """Both signs of the real part: the softmax over the length, shifted so that nothing overflows."""
     torch.manual_seed(0)
     mixer = DSS(4, states=6, length=50).double()
@@ -187,7 +187,7 @@ def test_dss_by_its_formula() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("liquid", ["pb", "kb"])
-def test_liquid_s4_by_its_sums(liquid: str) -> None:
+def test_liquid_s4_equals_its_sums(liquid: str) -> None:
     torch.manual_seed(0)
     mixer = LiquidS4(2, states=4, degree=3, liquid=liquid, init="lin", dt_min=0.1, dt_max=1.0).double()
     x = torch.randn(12, 2, dtype=torch.float64)
@@ -205,7 +205,7 @@ def test_liquid_s4_by_its_sums(liquid: str) -> None:
 
 
 @torch.no_grad()
-def test_liquid_s4_is_the_liquid_system_to_second_order() -> None:
+def test_liquid_s4_equals_the_liquid_system_to_second_order() -> None:
     """x_k = (A + B u_k) x_{k-1} + B u_k with inputs at two neighbouring nodes only, where no product is left out."""
     torch.manual_seed(0)
     mixer = LiquidS4(1, states=2, liquid="kb", init="lin", dt_min=0.5, dt_max=1.0).double()
@@ -223,7 +223,7 @@ def test_liquid_s4_is_the_liquid_system_to_second_order() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("length", [1, 2, 17, 64, 101])
-def test_s4_kernel_is_the_powers_of_its_matrix(length: int) -> None:
+def test_s4_kernel_equals_powers_of_its_matrix(length: int) -> None:
     torch.manual_seed(0)
     space = S4(3, states=32).double().recurrence
     a, b, c = space.discrete()
@@ -231,8 +231,8 @@ def test_s4_kernel_is_the_powers_of_its_matrix(length: int) -> None:
     for h in range(3):
         # Both halves of every pair, and no trick at all.
         poles, low, b_, c_ = (torch.cat([x[h], x[h].conj()]) for x in (eigenvalues, p, drive, out))
-        whole, dt = torch.diag(poles) - low[:, None] * low.conj(), space.steps()[h]
-        power, step = hippo.bilinear(whole, b_, dt.to(whole.dtype))
+        dense, dt = torch.diag(poles) - low[:, None] * low.conj(), space.steps()[h]
+        power, step = hippo.bilinear(dense, b_, dt.to(dense.dtype))
         expected = []
         for _ in range(length):
             expected.append(c_ @ step)
@@ -246,7 +246,7 @@ def test_s4_kernel_is_the_powers_of_its_matrix(length: int) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("states", [1, 2, 5, 32])
-def test_the_maps_of_lssl_need_no_matrix(states: int) -> None:
+def test_lssl_tridiagonal_solves_equal_dense_inverses(states: int) -> None:
     """Tridiagonal solves are the dense inverses, also where training has moved A away from where it began."""
     torch.manual_seed(0)
     lssl = LSSL(3, states=states).double().recurrence
@@ -259,7 +259,7 @@ def test_the_maps_of_lssl_need_no_matrix(states: int) -> None:
 
 
 @torch.no_grad()
-def test_lssl_is_s4_is_the_recurrence() -> None:
+def test_lssl_s4_and_the_recurrence_agree() -> None:
     """Three algorithms, one HiPPO-LegS."""
     torch.manual_seed(0)
     states, length = 32, 150
@@ -294,7 +294,7 @@ def test_lssl_is_s4_is_the_recurrence() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("make", [LSSL, partial(LSSL, channels=2, init="legt", learn_a=False), S4, S4D,
                                   partial(LiquidS4, liquid="kb")])
-def test_long_prompts_in_pieces(make: Callable[..., StateSpaceMixer]) -> None:
+def test_long_prompts_in_pieces_equal_the_whole(make: Callable[..., StateSpaceMixer]) -> None:
     """Over many chunks, in rows of different lengths, however the prompt is cut."""
     torch.manual_seed(0)
     mixer = make(4, states=8).double()
@@ -307,16 +307,16 @@ def test_long_prompts_in_pieces(make: Callable[..., StateSpaceMixer]) -> None:
         last += size
     y = torch.cat(outputs, 1)
     assert all((y[row, :n] - expected[row, :n]).abs().max() < 1e-9 for row, n in enumerate((300, 129)))
-    more = torch.randn(3, 20, 4, dtype=torch.float64)
-    y = mixer.extend(more, state)
+    continuation = torch.randn(3, 20, 4, dtype=torch.float64)
+    y = mixer.extend(continuation, state)
     for row, n in enumerate(lengths.tolist()):
-        whole = mixer(torch.cat([x[row, :n], more[row]])[None])[0, n:]
+        whole = mixer(torch.cat([x[row, :n], continuation[row]])[None])[0, n:]
         assert (y[row] - whole).abs().max() < 1e-9
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("grid, axes", [((5,), 1), ((5,), 2), ((4, 3), 2), ((3, 4), 3), ((2, 3, 4), 3)])
-def test_s4nd_by_explicit_sums(grid: tuple[int, ...], axes: int) -> None:
+def test_s4nd_equals_explicit_sums(grid: tuple[int, ...], axes: int) -> None:
     torch.manual_seed(0)
     mixer = S4ND(2, axes=axes, states=4).double()
     count = math.prod(grid)
@@ -331,8 +331,8 @@ def test_s4nd_by_explicit_sums(grid: tuple[int, ...], axes: int) -> None:
             for (ahead, back), a, b in zip(kernels, at, other):
                 factor *= (ahead[a - b] if a >= b else 0) + (back[b - a] if b >= a else 0)
             y[i] += factor * x[j]
-    found = mixer(x[None], Layout.chain((1, count), grid=grid))[0]
-    assert (found - finish(mixer, y, x)).abs().max() < 1e-11
+    results = mixer(x[None], Layout.chain((1, count), grid=grid))[0]
+    assert (results - finish(mixer, y, x)).abs().max() < 1e-11
     with pytest.raises(SegueError, match="sequence axes"):
         mixer(x[None], Layout.chain((1, count), grid=(1,) * axes + (count,)))
 
@@ -352,15 +352,16 @@ def test_resampling_rescales_time(make: Callable[..., StateSpaceMixer]) -> None:
 
 
 @torch.no_grad()
-def test_bandlimit_leaves_out_what_the_rate_cannot_hold() -> None:
+def test_bandlimit_removes_modes_above_the_rate() -> None:
     mixer = S4D(3, states=64, init="lin", dt_min=0.03, bandlimit=0.5)
     decay, weights = mixer.recurrence.modes.discrete()
     turn = torch.atan2(decay[1], decay[0]).abs()
-    kept = mixer.recurrence.modes.frequency * mixer.recurrence.modes.steps() < math.pi / 2
-    assert torch.equal((weights != 0).any(0), kept) and not kept.all() and (turn[kept] < math.pi / 2).all()
+    below_rate = mixer.recurrence.modes.frequency * mixer.recurrence.modes.steps() < math.pi / 2
+    assert torch.equal((weights != 0).any(0),
+                       below_rate) and not below_rate.all() and (turn[below_rate] < math.pi / 2).all()
 
 
-@pytest.mark.parametrize("make, says", [
+@pytest.mark.parametrize("make, message", [
     (lambda: S4D(4, states=5), "even number"), (lambda: S4D(4, init="none"), "matrix 'none' is unknown"),
     (lambda: S4D(4, rule="euler")(torch.zeros(1, 3, 4)), "'euler' is unknown"),
     (lambda: S4(4, states=3), "even number"), (lambda: LSSL(4, init="legt"), "starts as 'legs'"),
@@ -368,6 +369,6 @@ def test_bandlimit_leaves_out_what_the_rate_cannot_hold() -> None:
     (lambda: LiquidS4(4, degree=1), "choose 2 or more"), (lambda: LiquidS4(4, liquid="x"), "pb or kb"),
     (lambda: S4ND(4, axes=0), "give one or more"),
 ])
-def test_refusals(make: Callable[[], object], says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_bad_options_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         make()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segue.analysis.frames import frame_metrics
+from segue.analysis.metrics import frame_metrics
 from segue.decoding import generate
 from segue.errors import SegueError
 from segue.mixers.layout import Layout
@@ -48,25 +48,25 @@ def fitted(mixer: str = "attention", story: bool = True, prompts: bool = True, z
 def rows(texts: list[int], seed: int = 0) -> list[list[int]]:
     """Whole rows, of sources with so many texts."""
     draw = np.random.default_rng(seed)
-    made = []
+    sequences = []
     for count in texts:
         source = [*draw.integers(WORDS, WORDS + KINDS, CODES), *draw.integers(WORDS, size=count * TEXT)]
-        made.append([*map(int, source), WORDS + KINDS, *map(int, source[-TEXT + 1 :]),
-                     *map(int, draw.integers(WORDS, WORDS + KINDS, CODES))])
-    return made
+        sequences.append([*map(int, source), WORDS + KINDS, *map(int, source[-TEXT + 1 :]),
+                          *map(int, draw.integers(WORDS, WORDS + KINDS, CODES))])
+    return sequences
 
 
-def test_only_the_ids_of_the_next_segment_can_be_said() -> None:
+def test_only_ids_of_the_next_segment_are_generated() -> None:
     model = base()
     logits = model(torch.zeros(2, TEXT + CODES - 1, dtype=torch.long)).logits
     assert (logits[:, : TEXT - 1, WORDS:] == -torch.inf).all() and logits[:, : TEXT - 1, :WORDS].isfinite().all()
     assert (logits[:, TEXT - 1 :, :WORDS] == -torch.inf).all() and logits[:, TEXT - 1 :, WORDS:].isfinite().all()
-    said = generate(model, [[0, 1, 2, 3]] * 2, CODES, "sample", seed=3, top_k=4)
-    assert all(min(answer.tokens) >= WORDS for answer in said)
+    answers = generate(model, [[0, 1, 2, 3]] * 2, CODES, "sample", seed=3, top_k=4)
+    assert all(min(answer.tokens) >= WORDS for answer in answers)
     assert model.ids(1).tolist() == list(range(WORDS, WORDS + KINDS)) and model.segment_start(1) == TEXT
 
 
-def test_each_segment_weighs_what_it_is_told_to() -> None:
+def test_segments_have_their_loss_weights() -> None:
     model, [row] = base(), rows([1])
     tokens = torch.tensor([[0, *row[-TEXT - CODES + 1 :]]])
     batch = Batch(tokens[:, :-1], tokens[:, 1:])
@@ -83,7 +83,7 @@ def test_segments_keep_the_contract_of_models(mixer: str) -> None:
     check_model(MultiSegmentLM(config, [(9, 40), (5, 4000)]).eval(), examples=4)
 
 
-def test_new_ids_leave_the_old_ones_as_they_were() -> None:
+def test_new_ids_leave_old_embeddings_unchanged() -> None:
     model, tokens = base(), torch.tensor([[0, 3, 5, 1, 14, 15]])
     before = model(tokens).logits
     new = model.grow(0, 2)
@@ -100,23 +100,23 @@ def test_new_ids_leave_the_old_ones_as_they_were() -> None:
 @pytest.mark.parametrize("prompts", [True, False])
 @pytest.mark.parametrize("story", [True, False])
 @torch.no_grad()
-def test_the_cached_form_is_the_full_one(mixer: str, prompts: bool, story: bool) -> None:
+def test_the_cached_form_equals_the_full_one(mixer: str, prompts: bool, story: bool) -> None:
     model = fitted(mixer, story, prompts)
     for row in rows([1, 3]):
-        whole = torch.tensor([row])
-        full = model(whole).logits
+        ids = torch.tensor([row])
+        full = model(ids).logits
         begin = row.index(model.begin)
         state = model.init_state(1)
-        steps = [model.extend(whole[:, : begin + TEXT], state).logits]
+        steps = [model.extend(ids[:, : begin + TEXT], state).logits]
         state.commit()
         for at in range(begin + TEXT, len(row)):
-            steps.append(model.extend(whole[:, at : at + 1], state).logits)
+            steps.append(model.extend(ids[:, at : at + 1], state).logits)
             state.commit()
         torch.testing.assert_close(torch.cat(steps, 1)[:, begin:], full[:, begin:], atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
-def test_rows_of_different_sources_go_on_together() -> None:
+def test_rows_of_different_sources_decode_together() -> None:
     model, prompts = fitted(), [row[: row.index(WORDS + KINDS) + TEXT] for row in rows([1, 3, 2])]
     together = generate(model, prompts, CODES, "greedy")
     for prompt, answer in zip(prompts, together):
@@ -126,32 +126,33 @@ def test_rows_of_different_sources_go_on_together() -> None:
 
 
 @torch.no_grad()
-def test_at_first_nothing_is_changed() -> None:
+def test_inserted_layers_start_as_the_base_model() -> None:
     """Zero cross-attention and story: the scores of the base model."""
     lm, [row] = base(), rows([2])
     inserted = fitted(prompts=False, zero=True)
     begin = row.index(inserted.begin)
-    plain = lm(torch.tensor([[0, *row[begin + 1 :]]])).logits
-    torch.testing.assert_close(inserted(torch.tensor([row])).logits[:, begin:, :-1], plain)
+    base_logits = lm(torch.tensor([[0, *row[begin + 1 :]]])).logits
+    torch.testing.assert_close(inserted(torch.tensor([row])).logits[:, begin:, :-1], base_logits)
 
 
-def test_every_code_is_told_by_the_source_and_no_word_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_depend_on_the_source_and_words_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     model, [row] = fitted(), rows([2])
     begin, source = row.index(model.begin), torch.tensor([row[: row.index(model.begin)]])
     memory = model.memory(source, torch.tensor([begin])).detach().requires_grad_()
-    monkeypatch.setattr(model, "memory", lambda *given: memory)
+    monkeypatch.setattr(model, "memory", lambda *arguments: memory)
     scores = model(torch.tensor([row])).logits[0, begin:-1]
-    moved = [torch.autograd.grad(each[each.isfinite()].square().sum(), memory, retain_graph=True)[0] for each in scores]
+    moved = [torch.autograd.grad(score[score.isfinite()].square().sum(), memory, retain_graph=True)[0]
+             for score in scores]
     assert [bool(gradient.abs().sum() > 0) for gradient in moved] == [False] * (TEXT - 1) + [True] * CODES
 
 
-def test_the_story_tells_texts_so_far_apart() -> None:
+def test_the_story_memory_distinguishes_earlier_texts() -> None:
     model, [row] = fitted(prompts=False), rows([3])
     other = list(row)
     other[CODES] = (other[CODES] + 3) % WORDS  # a word of the first text
     begin = row.index(model.begin)
-    one, two = (model(torch.tensor([each])).logits[0, begin:] for each in (row, other))
-    assert (one - two)[one.isfinite()].abs().max() > 1e-4
+    first, second = (model(torch.tensor([sequence])).logits[0, begin:] for sequence in (row, other))
+    assert (first - second)[first.isfinite()].abs().max() > 1e-4
     with pytest.raises(SegueError, match="at least one"):
         model(torch.tensor([[*row[:CODES], model.begin, 1]]))
 
@@ -159,51 +160,52 @@ def test_the_story_tells_texts_so_far_apart() -> None:
 def test_a_fact_that_only_an_earlier_caption_has_is_read_through_the_story() -> None:
     """Captions "begin name" and then "begin it": the codes say whose name it was two captions ago."""
     torch.manual_seed(0)
-    names, it, pad = 5, 7, 1
+    names, pronoun, pad = 5, 7, 1
     lm = MultiSegmentLM(StackConfig(0, 32, ["attention"] * 2, norm="layer", channel="mlp"), [(8, 2), (names, 2)])
     model = Retrofitted(lm, [1], story=SequenceConditioner(32, 32), pad=pad)
 
     def batch(step: int) -> Batch:
         draw = torch.Generator().manual_seed(step)
-        source, who = (torch.randint(names, (64, 2), generator=draw) for _ in range(2))
-        texts = torch.stack([torch.zeros(64, 4), F.pad(2 + who, (0, 2), value=it)], 2).flatten(1).long()
-        rows = torch.cat([8 + source, texts, torch.tensor([[model.begin, it]]).expand(64, -1), 8 + who[:, 1:]], 1)
-        return Batch(rows, F.pad(8 + who[:, 1:], (rows.shape[1] - 2, 1), value=-1))
+        source, character = (torch.randint(names, (64, 2), generator=draw) for _ in range(2))
+        texts = torch.stack([torch.zeros(64, 4), F.pad(2 + character, (0, 2), value=pronoun)], 2).flatten(1).long()
+        rows = torch.cat([8 + source, texts, torch.tensor([[model.begin, pronoun]]).expand(64, -1),
+                          8 + character[:, 1:]], 1)
+        return Batch(rows, F.pad(8 + character[:, 1:], (rows.shape[1] - 2, 1), value=-1))
 
     learn(model, batch, 60, rate=0.01, muon=True, objective=SegmentCrossEntropy(lm.owner))
     assert accuracy(model, batch(1000)) > 0.9
 
 
-def test_prompt_tuning_moves_what_it_says_and_nothing_else() -> None:
+def test_prompt_tuning_trains_only_its_parameters() -> None:
     model = fitted()
     model.freeze()
     before = copy.deepcopy(model.state_dict())
-    made = rows([2, 2, 2, 2])
-    begin = made[0].index(model.begin)
-    batch = Batch(torch.tensor(made)[:, :-1], torch.tensor([[-1] * begin + row[begin + 1 :] for row in made]))
+    sequences = rows([2, 2, 2, 2])
+    begin = sequences[0].index(model.begin)
+    batch = Batch(torch.tensor(sequences)[:, :-1], torch.tensor([[-1] * begin + row[begin + 1 :] for row in sequences]))
     learn(model, lambda step: batch, 3, objective=SegmentCrossEntropy(model.lm.owner))
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    told = ("story.", "prompts.", "source_norm.", "cross", "embedding")
-    assert all(any(mark in name for mark in told) for name in moved), moved
+    trained_parts = ("story.", "prompts.", "source_norm.", "cross", "embedding")
+    assert all(any(mark in name for mark in trained_parts) for name in moved), moved
     assert {name.split(".")[0] for name in moved} >= {"story", "prompts", "source_norm", "decoder"}
 
 
 @torch.no_grad()
-def test_a_prompt_tuned_row_is_what_peft_would_make_of_it() -> None:
+def test_prompt_tuning_equals_pefts() -> None:
     """Prompt rows in front of the embeddings, in one pass, as peft's prompt tuning puts them there."""
     model, [row] = fitted(story=False), rows([1])
     begin, stack = row.index(model.begin), model.decoder
     target = torch.tensor([[0, *row[begin + 1 :]]])
     x = torch.cat([model.prompts(1), stack.embed(target, torch.arange(target.shape[1])[None])], 1)  # type: ignore
-    where = torch.arange(-5, target.shape[1])[None]
+    positions = torch.arange(-5, target.shape[1])[None]
     source = model.memory(torch.tensor([row[:begin]]), torch.tensor([begin]))
     for index in range(len(stack.blocks)):
-        x = stack.run_block(index, x, Layout(where, source=(source, torch.tensor([begin]))))
+        x = stack.run_block(index, x, Layout(positions, source=(source, torch.tensor([begin]))))
     torch.testing.assert_close(model(torch.tensor([row])).logits[:, begin:, :-1],
-                               model.lm.scores(stack.finish(x, Layout(where))[:, 5:], where[:, 5:]))
+                               model.lm.scores(stack.finish(x, Layout(positions))[:, 5:], positions[:, 5:]))
 
 
-def test_cross_attention_is_put_in_once() -> None:
+def test_cross_attention_is_inserted_once() -> None:
     model = base()
     insert_cross(model.stack, [0])
     with pytest.raises(SegueError, match="no layer 0 without"):
@@ -212,7 +214,7 @@ def test_cross_attention_is_put_in_once() -> None:
         insert_cross(model.stack, [7])
 
 
-def test_pictures_in_codes_and_back() -> None:
+def test_picture_codes_round_trip() -> None:
     """What codes say of pictures of twelve sorts of patches, in any order, has these codes again."""
     torch.manual_seed(0)
     patches, model = torch.rand(12, 3, 4, 4), ImageTokenizer(16, 32, 8)
@@ -225,47 +227,50 @@ def test_pictures_in_codes_and_back() -> None:
     learn(model, batch, 150, objective=CodedReconstruction(), rate=1e-2, cooldown=0.5)
     model.eval()
     codes = model.encode(frames)
-    again = model.decode(codes)
-    assert codes.shape == (100, 36) and again.shape == frames.shape
-    assert (model.encode(again) == codes).float().mean() > 0.95
-    assert (again - frames).square().mean() < frames.var((0, 2, 3)).mean() / 3
-    torch.testing.assert_close(model(frames).picture.clamp(0, 1), again)
+    decoded = model.decode(codes)
+    assert codes.shape == (100, 36) and decoded.shape == frames.shape
+    assert (model.encode(decoded) == codes).float().mean() > 0.95
+    assert (decoded - frames).square().mean() < frames.var((0, 2, 3)).mean() / 3
+    torch.testing.assert_close(model(frames).picture.clamp(0, 1), decoded)
     with pytest.raises(SegueError, match="sides divisible by 4"):
         model.encode(frames[:, :, :23])
 
 
 def pictures(count: int, seed: int = 0) -> torch.Tensor:
-    drawn = stories.draw(count, seed).pictures.reshape(-1, stories.SIDE, stories.SIDE, 3)
-    return torch.from_numpy(drawn).movedim(-1, 1).float() / 255
+    frames = stories.draw(count, seed).pictures.reshape(-1, stories.SIDE, stories.SIDE, 3)
+    return torch.from_numpy(frames).movedim(-1, 1).float() / 255
 
 
 def test_a_classifier_of_frames_learns() -> None:
     torch.manual_seed(0)
-    drawn = stories.draw(60, 0)
-    labels = np.concatenate([drawn.present.reshape(-1, 11), np.repeat(drawn.place, 5)[:, None]], 1).astype(np.int64)
+    story_data = stories.draw(60, 0)
+    labels = np.concatenate([story_data.present.reshape(-1, 11), np.repeat(story_data.place, 5)[:, None]],
+                            1).astype(np.int64)
     frames, model = pictures(60), FrameClassifier(11, 6, stories.SIDE, 16)
-    whole = Batch(frames, torch.from_numpy(labels))
-    learn(model, lambda step: whole.rows(slice(step % 5 * 60, step % 5 * 60 + 60)), 150, objective=FrameLabels())
-    things, places = model(frames)
-    assert (places.argmax(1) == whole.targets[:, -1]).float().mean() > 0.7
-    assert ((things > 0) == whole.targets[:, :-1].bool()).float().mean() > 0.85
+    all_frames = Batch(frames, torch.from_numpy(labels))
+    learn(model, lambda step: all_frames.rows(slice(step % 5 * 60, step % 5 * 60 + 60)), 150, objective=FrameLabels())
+    object_scores, places = model(frames)
+    assert (places.argmax(1) == all_frames.targets[:, -1]).float().mean() > 0.7
+    assert ((object_scores > 0) == all_frames.targets[:, :-1].bool()).float().mean() > 0.85
 
 
-def test_what_is_seen_is_counted() -> None:
-    seen, meant = np.array([[1, 0, 1], [0, 1, 0]], bool), np.array([[1, 0, 0], [0, 1, 0]], bool)
-    assert frame_metrics(seen, meant) == {"F1": 4 / 5, "exact": 0.5}
+def test_frame_metrics_equal_hand_counts() -> None:
+    detected, meant = np.array([[1, 0, 1], [0, 1, 0]], bool), np.array([[1, 0, 0], [0, 1, 0]], bool)
+    assert frame_metrics(detected, meant) == {"F1": 4 / 5, "exact": 0.5}
     assert frame_metrics(meant[:0], meant[:0]) == {"F1": 0, "exact": 0}
 
 
 def test_verdicts_by_the_rule() -> None:
     """What the paper says, and each way in which it may turn out otherwise, on made-up tables."""
     row = {"scarf": 0.9, "pronoun F1": 0.9, "FID": 1.0, "F1 of 1": 0.95, "F1 of 2": 0.9, "F1 of 3": 0.8}
-    good = {"full": row, "full, sources shuffled": row | {"scarf": 0.2}, "full, no source": row | {"scarf": 0.3},
-            "full, no story token": row | {"pronoun F1": 0.6}, "prompts": row | {"FID": 2.0},
-            "real frames": row | {"PSNR": 30.0, "exact": 0.99}}
+    confirmed_rows = {"full": row, "full, sources shuffled": row | {"scarf": 0.2},
+                      "full, no source": row | {"scarf": 0.3},
+                      "full, no story token": row | {"pronoun F1": 0.6}, "prompts": row | {"FID": 2.0},
+                      "real frames": row | {"PSNR": 30.0, "exact": 0.99}}
 
     def verdict(model: str = "full", **changed: float) -> str:
-        table = [{"model": name, **values, **(changed if name == model else {})} for name, values in good.items()]
+        table = [{"model": name, **values, **(changed if name == model else {})}
+                 for name, values in confirmed_rows.items()]
         return CLAIM.judge(table)[0]
 
     assert verdict() == "confirmed"
@@ -275,22 +280,22 @@ def test_verdicts_by_the_rule() -> None:
     assert verdict("prompts", FID=0.5) == verdict(**{"F1 of 3": 0.96}) == "inconclusive"
 
 
-def test_stories_hold_together() -> None:
-    drawn = stories.draw(200, 5)
-    assert (drawn.pictures == stories.draw(200, 5).pictures).all()
-    shown = drawn.present.sum(2)
-    cast = drawn.scarf >= 0
-    assert ((shown >= 1) & (shown <= 3)).all() and (drawn.present[:, 0] == cast).all()
-    passing = (drawn.present & ~cast[:, None]).sum(2)
+def test_synthetic_stories_are_consistent() -> None:
+    story_data = stories.draw(200, 5)
+    assert (story_data.pictures == stories.draw(200, 5).pictures).all()
+    present_counts = story_data.present.sum(2)
+    cast = story_data.scarf >= 0
+    assert ((present_counts >= 1) & (present_counts <= 3)).all() and (story_data.present[:, 0] == cast).all()
+    passing = (story_data.present & ~cast[:, None]).sum(2)
     assert (passing <= 1).all() and 0.4 < passing[:, 1:].mean() < 0.6
-    assert 0.3 < passing[drawn.pronoun].mean() < 0.7, "a pronoun may be of somebody whom only a caption named"
-    assert not drawn.pronoun[:, 0].any() and (shown[drawn.pronoun] == 1).all()
-    before = np.roll(drawn.present, 1, 1)
-    assert (drawn.present == before).all(2)[drawn.pronoun].all(), "a pronoun is of the one that was there"
-    assert 0.4 < (drawn.words[:, 0] >= stories.IDS["forest"]).any(1).mean() < 0.6
-    assert not (drawn.words[:, 1:] >= stories.IDS["forest"]).any()
-    seen = stories.detect_scarves(drawn.pictures.reshape(-1, 24, 24, 3)).reshape(200, 5, -1)
-    assert (seen == drawn.scarf[:, None])[drawn.present & cast[:, None]].all()
-    assert drawn.present[..., stories.SEEN :].sum() == 0
-    unseen = stories.draw(20, 5, unseen=True)
-    assert unseen.present[..., stories.SEEN :].any((1, 2)).all() and unseen.words.max() >= len(stories.WORDS)
+    assert 0.3 < passing[story_data.pronoun].mean() < 0.7, "a pronoun may be of somebody whom only a caption named"
+    assert not story_data.pronoun[:, 0].any() and (present_counts[story_data.pronoun] == 1).all()
+    before = np.roll(story_data.present, 1, 1)
+    assert (story_data.present == before).all(2)[story_data.pronoun].all(), "a pronoun is of the one that was there"
+    assert 0.4 < (story_data.words[:, 0] >= stories.IDS["forest"]).any(1).mean() < 0.6
+    assert not (story_data.words[:, 1:] >= stories.IDS["forest"]).any()
+    detected = stories.detect_scarves(story_data.pictures.reshape(-1, 24, 24, 3)).reshape(200, 5, -1)
+    assert (detected == story_data.scarf[:, None])[story_data.present & cast[:, None]].all()
+    assert story_data.present[..., stories.SEEN :].sum() == 0
+    unseen_data = stories.draw(20, 5, unseen=True)
+    assert unseen_data.present[..., stories.SEEN :].any((1, 2)).all() and unseen_data.words.max() >= len(stories.WORDS)

@@ -88,7 +88,7 @@ CASES: dict[str, Callable[[], Strategy]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_strategy_keeps_the_contract(name: str) -> None:
-    others = [each for each in CASES if each != "state"]  # which needs a state of constant size
+    others = [case for case in CASES if case != "state"]  # which needs a state of constant size
     mixer = "mamba" if name == "state" else ("attention", "mamba", "lstm")[others.index(name) % 3]
     check_strategy(CASES[name], model=lambda: stack(mixer), stops=[1 + list(CASES).index(name) % 5])
 
@@ -99,7 +99,7 @@ def test_every_strategy_keeps_the_contract_on_three_mixers(name: str) -> None:
     check_strategy(CASES[name], model=lambda: stack("attention", "mamba", "lstm"))
 
 
-def test_a_strategy_that_forgets_its_experiences_is_caught() -> None:
+def test_a_strategy_that_loses_its_experiences_fails_the_contract() -> None:
     class Lost(EWC):
         def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
             super().load_state({k: v for k, v in tensors.items() if not k.startswith("importance")}, values)
@@ -110,12 +110,12 @@ def test_a_strategy_that_forgets_its_experiences_is_caught() -> None:
 
 # -- what is computed on the side
 
-def test_row_gradients_are_those_of_the_rows_and_leave_nothing_behind() -> None:
+def test_row_gradients_equal_those_of_single_rows_and_leave_no_state() -> None:
     model, batch = stack("mamba"), rows(5)
     model.train()
     before = torch.get_rng_state()
-    found = list(row_gradients(model, batch))
-    mean = [torch.stack(each).sum(0) / batch.count for each in zip(*found)]
+    results = list(row_gradients(model, batch))
+    mean = [torch.stack(gradients).sum(0) / batch.count for gradients in zip(*results)]
     for a, b in zip(mean, gradient(model, batch, NextElement())):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(row_nats(model, batch).sum(), total_nats(model, batch))
@@ -143,7 +143,7 @@ def test_vectorised_row_gradients_equal_the_loop(of: Callable[[nn.Module, Batch]
             torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-6)
 
 
-def test_a_virtual_step_is_taken_back_bit_for_bit() -> None:
+def test_a_virtual_step_is_undone_bit_for_bit() -> None:
     model, batch = stack(), rows()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with virtual_step(model, gradient(model, batch, NextElement()), 0.5):
@@ -151,8 +151,8 @@ def test_a_virtual_step_is_taken_back_bit_for_bit() -> None:
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert torch.equal(interference(model, batch, rows(seed=1), NextElement(), 0.0), torch.zeros(12))
     step, harm = 1e-3, interference(network(), vectors(), vectors(seed=1), NextElement(), 1e-3)
-    new, each = gradient(network(), vectors(), NextElement()), row_gradients(network(), vectors(seed=1))
-    slopes = torch.stack([-sum((a * b).sum() for a, b in zip(new, row)) for row in each])
+    new, per_row = gradient(network(), vectors(), NextElement()), row_gradients(network(), vectors(seed=1))
+    slopes = torch.stack([-sum((a * b).sum() for a, b in zip(new, row)) for row in per_row])
     torch.testing.assert_close(harm.double() / step, slopes, atol=1e-2, rtol=1e-2)
 
 
@@ -170,8 +170,8 @@ class Linear(nn.Module):
         return Output(y, y)
 
 
-def run_of(model: nn.Module, **more: Any) -> Any:
-    return SimpleNamespace(model=model, device=torch.device("cpu"), past=None, **more)
+def run_of(model: nn.Module, **fields: Any) -> Any:
+    return SimpleNamespace(model=model, device=torch.device("cpu"), past=None, **fields)
 
 
 def test_mas_of_a_linear_map_has_its_closed_form() -> None:
@@ -181,25 +181,25 @@ def test_mas_of_a_linear_map_has_its_closed_form() -> None:
     y = x[:, 0] @ model.weight.detach().T
     expected = (2 * y[:, :, None] * x[:, 0, None, :]).abs().mean(0)
     for vectorised in (False, True):
-        found = MAS(vectorised=vectorised).estimate(run_of(model), batch)["weight"]
-        torch.testing.assert_close(found, expected)
+        results = MAS(vectorised=vectorised).estimate(run_of(model), batch)["weight"]
+        torch.testing.assert_close(results, expected)
     of_the_mean = (2 * y[:, :, None] * x[:, 0, None, :]).mean(0).abs()
     assert float((expected - of_the_mean).min()) >= 0 and float((expected - of_the_mean).max()) > 0.1
 
 
 def test_local_mas_is_mas_of_each_layer_by_itself() -> None:
     model, batch = network(), vectors()
-    found = LocalMAS().estimate(run_of(model), batch)
+    results = LocalMAS().estimate(run_of(model), batch)
     x = batch.tokens[:, 0]
     for name in ("backbone.layers.0", "backbone.layers.2"):
         layer = model.get_submodule(name)
         total = [torch.autograd.grad(layer(row).square().sum(), [layer.weight, layer.bias]) for row in x]
-        torch.testing.assert_close(found[f"{name}.weight"], torch.stack([a.abs() for a, _ in total]).mean(0).float(),
+        torch.testing.assert_close(results[f"{name}.weight"], torch.stack([a.abs() for a, _ in total]).mean(0).float(),
                                    check_dtype=False)
-        torch.testing.assert_close(found[f"{name}.bias"], torch.stack([b.abs() for _, b in total]).mean(0).float(),
+        torch.testing.assert_close(results[f"{name}.bias"], torch.stack([b.abs() for _, b in total]).mean(0).float(),
                                    check_dtype=False)
         x = torch.relu(layer(x)).detach()
-    assert not found["head.weight"].any()  # no linear layer of its own
+    assert not results["head.weight"].any()  # no linear layer of its own
 
 
 def test_fisher_is_a_sum_over_rows_and_not_over_the_batch() -> None:
@@ -212,7 +212,7 @@ def test_fisher_is_a_sum_over_rows_and_not_over_the_batch() -> None:
     torch.testing.assert_close(fisher(model, batch)["head.weight"], expected)
 
 
-def test_hidden_vectors_are_taken_before_the_norm_that_fixes_their_length() -> None:
+def test_hidden_vectors_are_taken_before_the_final_norm() -> None:
     model, batch = stack("attention", "lstm"), rows()
     hidden = representation(model, batch)
     torch.testing.assert_close(model.norm(hidden), model(batch.tokens, batch.layout).hidden)
@@ -222,28 +222,28 @@ def test_hidden_vectors_are_taken_before_the_norm_that_fixes_their_length() -> N
 
 
 @pytest.mark.parametrize("kind", [EWC, MAS, LocalMAS, SI])
-def test_one_penalty_serves_all_importances(kind: type[Any]) -> None:
+def test_the_quadratic_penalty_has_its_closed_form(kind: type[Any]) -> None:
     stream = class_incremental(rows(60, classes=4), rows(20, seed=1, classes=4), [(0, 1), (2, 3)])
     model, strategy = stack(), kind(3.0, rows=8)
     learn_stream(model, stream[:1], strategy, rows=10, rate=0.01)
     assert not strategy.reference and min(float(v.min()) for v in strategy.importance.values()) >= 0
-    kept = {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
-    seen = []
+    anchors = {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
+    terms = []
 
     class Watched(kind):  # type: ignore[misc, valid-type]
         def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
             term = super().loss_term(run, batch)
-            seen.append((term.detach(), sum((3.0 * self.importance[name] * (p - kept[name]) ** 2).sum().detach()
-                                            for name, p in trainable_parameters(run.model).items())))
+            terms.append((term.detach(), sum((3.0 * self.importance[name] * (p - anchors[name]) ** 2).sum().detach()
+                                             for name, p in trainable_parameters(run.model).items())))
             return term
 
-    again = Watched(3.0, rows=8)
-    again.load_state(*strategy.state())
-    learn_stream(model, stream[1:], again, rows=10, rate=0.01)
-    for term, reference in seen:
+    resumed = Watched(3.0, rows=8)
+    resumed.load_state(*strategy.state())
+    learn_stream(model, stream[1:], resumed, rows=10, rate=0.01)
+    for term, reference in terms:
         torch.testing.assert_close(term, reference)
-    assert float(seen[0][0]) == 0 < float(seen[-1][0])
-    assert any(bool((again.importance[name] > value).any()) for name, value in strategy.importance.items())
+    assert float(terms[0][0]) == 0 < float(terms[-1][0])
+    assert any(bool((resumed.importance[name] > value).any()) for name, value in strategy.importance.items())
 
 
 @pytest.mark.parametrize("kind", [EWC, MAS, LocalMAS, SI])
@@ -274,14 +274,14 @@ def test_si_on_a_quadratic_bowl() -> None:
         return Loss(total, {"nats": total.detach()}, 1)
 
     model, strategy = Bowl(), SI(damping=0.0)
-    one = Batch(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long))
-    learn(model, lambda step: one, 200, rate=1e-3, objective=bowl, strategy=strategy, sgd=True, clip=0.0, warmup=0.0)
+    batch = Batch(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long))
+    learn(model, lambda step: batch, 200, rate=1e-3, objective=bowl, strategy=strategy, sgd=True, clip=0.0, warmup=0.0)
     x = model.x.detach()
     expected = torch.tensor([1.0, 3.0]) / 2 * (1 - x.square()) / (1 - x).square()
     torch.testing.assert_close(strategy.importance["x"], expected, rtol=5e-3, atol=0)
 
 
-def test_importances_grow_with_a_head() -> None:
+def test_importances_grow_with_the_head() -> None:
     strategy, batch = EWC(10.0, rows=8), vectors(20, classes=2)
     model = network(2).float()
     batch = Batch(batch.tokens.float(), batch.targets)
@@ -295,7 +295,7 @@ def test_importances_grow_with_a_head() -> None:
 
 # -- distillation and stored scores
 
-def test_lwf_imitates_the_model_before() -> None:
+def test_lwf_distills_the_previous_model() -> None:
     model, teacher, batch = stack(), stack(), rows(seed=3)
     with torch.no_grad():
         for p in model.parameters():
@@ -305,25 +305,25 @@ def test_lwf_imitates_the_model_before() -> None:
     strategy.after_experience(run_of(teacher))
     strategy.before_experience(run_of(teacher))
     now, then = model(batch.tokens).logits / 3, teacher(batch.tokens).logits / 3
-    apart = (then.softmax(-1) * (then.log_softmax(-1) - now.log_softmax(-1))).sum(-1).mean()
-    torch.testing.assert_close(strategy.loss_term(run_of(model), batch), 2.0 * 9 * apart)
+    separate = (then.softmax(-1) * (then.log_softmax(-1) - now.log_softmax(-1))).sum(-1).mean()
+    torch.testing.assert_close(strategy.loss_term(run_of(model), batch), 2.0 * 9 * separate)
     assert Distillation(teacher, 1.0)(teacher, batch).total.abs() < 1e-4
 
 
 def test_der_keeps_scores_and_bounds_them(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = stack(), rows(8)
     run = run_of(model, generator=lambda: torch.Generator().manual_seed(0))
-    plain, both = DER(alpha=0.3, capacity=20), strategy_named("der++:alpha=0.3,beta=0.7,capacity=20")
-    for strategy in (plain, both):
+    der, both = DER(alpha=0.3, capacity=20), strategy_named("der++:alpha=0.3,beta=0.7,capacity=20")
+    for strategy in (der, both):
         strategy.offer(run, batch)  # type: ignore[attr-defined]
-    kept = plain.buffer.rows(torch.arange(8))
-    torch.testing.assert_close(plain.buffer.payload["scores"], model(kept.tokens).logits)
-    assert float(plain.loss_term(run, batch).detach()) < 1e-10  # nothing has moved yet
+    rows_kept = der.buffer.rows(torch.arange(8))
+    torch.testing.assert_close(der.buffer.payload["scores"], model(rows_kept.tokens).logits)
+    assert float(der.loss_term(run, batch).detach()) < 1e-10  # nothing has moved yet
     other = stack("attention")
     moved = run_of(other, generator=run.generator)
     scores, old = other(batch.tokens).logits, model(batch.tokens).logits
     square = 0.3 * (scores - old).square().mean()
-    torch.testing.assert_close(plain.loss_term(moved, batch), square)
+    torch.testing.assert_close(der.loss_term(moved, batch), square)
     nats_of_all = F.cross_entropy(scores.flatten(0, 1), batch.targets.flatten())
     torch.testing.assert_close(both.loss_term(moved, batch), square + 0.7 * nats_of_all)
     monkeypatch.setattr("segue.continual.distil.VALUES", 3 * 6 * V)
@@ -336,7 +336,7 @@ def test_der_keeps_scores_and_bounds_them(monkeypatch: pytest.MonkeyPatch) -> No
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(k=st.integers(1, 6), seed=st.integers(0, 10_000))
-def test_the_active_set_finds_the_best_of_all_sets(k: int, seed: int) -> None:
+def test_the_active_set_solution_equals_brute_force(k: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     g = draw.normal(size=(k, k + 2))
     a, b = g @ g.T + 1e-6 * np.eye(k), draw.normal(size=k)
@@ -354,21 +354,21 @@ def test_the_active_set_finds_the_best_of_all_sets(k: int, seed: int) -> None:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(k=st.integers(1, 5), seed=st.integers(0, 10_000))
-def test_a_projected_step_does_no_harm_and_is_the_nearest(k: int, seed: int) -> None:
+def test_a_projected_gradient_violates_no_constraint_and_is_nearest(k: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     g, constraints = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((9,), (k, 9)))
-    found = project(g, constraints)
-    assert float((constraints @ found).min()) >= -1e-7
+    results = project(g, constraints)
+    assert float((constraints @ results).min()) >= -1e-7
     if bool((constraints @ g >= 0).all()):
-        assert found is g
+        assert results is g
     if k == 1 and float(constraints[0] @ g) < 0:  # A-GEM's closed form
         r = constraints[0]
-        torch.testing.assert_close(found, g - (g @ r) / (r @ r) * r, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(results, g - (g @ r) / (r @ r) * r, atol=1e-6, rtol=1e-6)
     leaned = project(g, constraints, margin=0.5)
     assert leaned is g or float((constraints @ leaned).min()) >= -1e-7
     for _ in range(20):  # any other allowed direction is farther off
-        other = project(found + 0.1 * torch.randn(9, generator=draw, dtype=torch.float64), constraints)
-        assert float((other - g).norm()) >= float((found - g).norm()) - 1e-6
+        other = project(results + 0.1 * torch.randn(9, generator=draw, dtype=torch.float64), constraints)
+        assert float((other - g).norm()) >= float((results - g).norm()) - 1e-6
 
 
 @pytest.mark.parametrize("kind", [AGEM, GEM])
@@ -413,7 +413,7 @@ class Product(nn.Module):
 
 
 def test_gss_spreads_gradients_better_than_a_reservoir_and_nearly_as_well_as_can_be() -> None:
-    found: dict[str, list[float]] = {"reservoir": [], "gss": []}
+    result: dict[str, list[float]] = {"reservoir": [], "gss": []}
     best, sets = [], torch.tensor(list(itertools.combinations(range(30), 4)))
     for seed in range(8):
         draw = torch.Generator().manual_seed(seed)
@@ -421,14 +421,14 @@ def test_gss_spreads_gradients_better_than_a_reservoir_and_nearly_as_well_as_can
                              6.28 * torch.rand(30, generator=draw))
         points = torch.stack([angles.cos(), angles.sin()], 1)
         batch = Batch(points[:, None], torch.zeros(30, 1, dtype=torch.long))
-        for update, scores in found.items():
+        for update, scores in result.items():
             buffer = Buffer(4, update, seed)
             for at in range(30):
                 buffer.offer(batch.rows(slice(at, at + 1)), model=Product())
             scores.append(total_cosine(buffer.rows(torch.arange(4)).tokens[:, 0]))
         best.append(float(points[sets].sum(1).square().sum(-1).min()) - 4)
-    random, gss, least = (float(np.mean(x)) for x in (found["reservoir"], found["gss"], best))
-    assert gss < random - 0.6 * (random - least)
+    random, gss, optimal = (float(np.mean(x)) for x in (result["reservoir"], result["gss"], best))
+    assert gss < random - 0.6 * (random - optimal)
 
 
 def test_a_reservoir_of_rows_gives_every_row_the_same_chance() -> None:
@@ -444,60 +444,60 @@ def test_a_reservoir_of_rows_gives_every_row_the_same_chance() -> None:
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(update=st.sampled_from(["reservoir", "balanced", "hardest", "gss"]), capacity=st.integers(1, 9),
        sizes=st.lists(st.integers(1, 8), min_size=1, max_size=5), seed=st.integers(0, 99))
-def test_a_buffer_is_bounded_keeps_rows_whole_and_goes_on_where_it_was(update: str, capacity: int, sizes: list[int],
-                                                                       seed: int) -> None:
+def test_a_buffer_is_bounded_keeps_rows_intact_and_resumes(update: str, capacity: int, sizes: list[int],
+                                                           seed: int) -> None:
     batch, model = vectors(sum(sizes), seed=seed), network()
     batch = Batch(batch.tokens, batch.targets, channels={"number": torch.arange(sum(sizes))[:, None]})
-    buffer, twin, at = Buffer(capacity, update, seed), Buffer(capacity, update, seed), 0
+    buffer, copied, at = Buffer(capacity, update, seed), Buffer(capacity, update, seed), 0
     for size in sizes:
         new = batch.rows(slice(at, at + size))
         at += size
-        for each in (buffer, twin):
-            stay = each.offer(new, lambda kept: {"first": kept.tokens[:, 0, 0]}, model)
+        for offered_to in (buffer, copied):
+            stay = offered_to.offer(new, lambda contents: {"first": contents.tokens[:, 0, 0]}, model)
             assert len(stay) <= min(size, capacity)
-        again = Buffer(capacity, update, seed)
-        again.load_state(*twin.state())
-        twin = again
+        resumed = Buffer(capacity, update, seed)
+        resumed.load_state(*copied.state())
+        copied = resumed
     assert len(buffer) == min(capacity, buffer.seen) and buffer.seen == sum(sizes)
-    kept = buffer.rows(torch.arange(len(buffer)))
-    number = kept.channels["number"][:, 0]
+    contents = buffer.rows(torch.arange(len(buffer)))
+    number = contents.channels["number"][:, 0]
     assert len(number.unique()) == len(buffer)
-    torch.testing.assert_close(kept.tokens, batch.tokens[number])
+    torch.testing.assert_close(contents.tokens, batch.tokens[number])
     torch.testing.assert_close(buffer.payload["first"], batch.tokens[number, 0, 0])
-    assert torch.equal(twin.rows(torch.arange(len(twin))).channels["number"][:, 0], number)
+    assert torch.equal(copied.rows(torch.arange(len(copied))).channels["number"][:, 0], number)
 
 
-def test_policies_do_what_they_say() -> None:
-    many = Batch(torch.arange(90)[:, None], torch.tensor([0] * 80 + [1] * 6 + [2] * 4)[:, None])
+def test_buffer_policies_keep_the_rows_they_promise() -> None:
+    imbalanced = Batch(torch.arange(90)[:, None], torch.tensor([0] * 80 + [1] * 6 + [2] * 4)[:, None])
     buffer = Buffer(9, "balanced")
     for at in range(0, 90, 10):
-        buffer.offer(many.rows(slice(at, at + 10)))
+        buffer.offer(imbalanced.rows(slice(at, at + 10)))
     assert buffer.rows(torch.arange(9)).targets[:, 0].bincount().tolist() == [3, 3, 3]
     model, batch = network(), vectors(40)
     hard = Buffer(5, "hardest")
     for at in range(0, 40, 8):
         hard.offer(batch.rows(slice(at, at + 8)), model=model)
-    kept = row_nats(model, hard.rows(torch.arange(5)))
-    torch.testing.assert_close(kept.sort().values, row_nats(model, batch).sort().values[-5:])
+    kept_nats = row_nats(model, hard.rows(torch.arange(5)))
+    torch.testing.assert_close(kept_nats.sort().values, row_nats(model, batch).sort().values[-5:])
     with pytest.raises(SegueError, match="needs the model"):
         hard.offer(batch)
     with pytest.raises(SegueError, match="choose from reservoir, balanced, first, hardest, gss"):
         Buffer(5, "oldest")
 
 
-def test_mir_takes_the_rows_that_a_step_would_harm_most() -> None:
+def test_mir_takes_the_rows_of_most_interference() -> None:
     stream = rows(30, classes=4)
     buffer, model = Buffer(20), stack()
     buffer.offer(stream)
     run = run_of(model, objective=NextElement(), generator=lambda: torch.Generator().manual_seed(3))
     new = rows(6, seed=5, classes=4)
     chosen = retrieve_interfered(run, new, buffer, 4, candidates=12, rate=0.5)
-    drawn = buffer.draw(12, run.generator())
-    harm = interference(model, new, buffer.rows(drawn), NextElement(), 0.5)
-    assert set(chosen.tolist()) == set(drawn[harm.argsort(descending=True)[:4]].tolist())
+    candidates = buffer.draw(12, run.generator())
+    harm = interference(model, new, buffer.rows(candidates), NextElement(), 0.5)
+    assert set(chosen.tolist()) == set(candidates[harm.argsort(descending=True)[:4]].tolist())
     assert len(retrieve_interfered(run, new, buffer, 15, candidates=12)) == 15  # nothing to choose from
     buffer = Buffer(20)
-    buffer.offer(stream, lambda kept: {"experience": torch.arange(len(kept.targets)) % 2})
+    buffer.offer(stream, lambda contents: {"experience": torch.arange(len(contents.targets)) % 2})
     buffer.notes["experience"] = 1
     chosen = retrieve_interfered(run, new, buffer, 4, candidates=12, rate=0.5, among=retrieve_earlier)
     assert len(chosen) == 4 and not buffer.payload["experience"][chosen].any()
@@ -536,10 +536,10 @@ def test_slnid_makes_representations_sparse(make: Callable[[], nn.Module]) -> No
 
 # -- boundaries
 
-def test_a_plateau_is_told_once_and_again_only_after_a_peak() -> None:
-    tell = Plateau(window=3, mean=0.5, variance=0.01)
+def test_a_plateau_is_reported_once_until_the_next_peak() -> None:
+    is_plateau = Plateau(window=3, mean=0.5, variance=0.01)
     losses = [2.0, 1.0, 0.4, 0.35, 0.3, 0.3, 0.3, 0.3, 1.5, 1.4, 0.4, 0.3, 0.3, 0.3]
-    assert [at for at, loss in enumerate(losses) if tell(loss)] == [4, 12]
+    assert [at for at, loss in enumerate(losses) if is_plateau(loss)] == [4, 12]
 
 
 def test_task_free_learning_finds_boundaries() -> None:
@@ -553,8 +553,8 @@ def test_task_free_learning_finds_boundaries() -> None:
     inner = Counted(update="hardest", rows=10)
     strategy = TaskFree(inner, window=4, mean=0.4, variance=0.05)
     stream = class_incremental(rows(1200, classes=4), rows(20, seed=1, classes=4), [(0, 1), (2, 3)])
-    whole = Batch.join([each.train for each in stream])
-    learn(stack(), lambda step: whole.rows(slice(10 * step, 10 * step + 10)), 115, rate=0.02, strategy=strategy,
+    joined = Batch.join([experience.train for experience in stream])
+    learn(stack(), lambda step: joined.rows(slice(10 * step, 10 * step + 10)), 115, rate=0.02, strategy=strategy,
           cooldown=0.0)
     assert inner.boundaries == len(strategy.boundaries) >= 2
     assert strategy.boundaries[0] < 60 < strategy.boundaries[-1]
@@ -563,14 +563,15 @@ def test_task_free_learning_finds_boundaries() -> None:
 
 # -- streams
 
-def test_a_stream_is_what_was_asked_for_and_scores_it() -> None:
+def test_a_class_incremental_stream_has_the_requested_classes_and_scores() -> None:
     train, test = rows(120, classes=6), rows(60, seed=1, classes=6)
     stream = class_incremental(train, test, [(0, 1), (2, 3), (4, 5)], share=[1.0, 0.5, 1.0])
-    asked = [each.train.targets[:, -1] for each in stream]
-    assert all(bool(torch.isin(labels, torch.tensor(each.classes)).all()) for labels, each in zip(asked, stream))
-    whole = class_incremental(train, test, [(2, 3)])[0].train.tokens
-    assert torch.equal(stream[1].train.tokens, whole[: len(stream[1].train.tokens)])
-    assert len(stream[1].train.tokens) == round(len(whole) / 2)
+    labels_by_experience = [experience.train.targets[:, -1] for experience in stream]
+    assert all(bool(torch.isin(labels, torch.tensor(experience.classes)).all())
+               for labels, experience in zip(labels_by_experience, stream))
+    all_tokens = class_incremental(train, test, [(2, 3)])[0].train.tokens
+    assert torch.equal(stream[1].train.tokens, all_tokens[: len(stream[1].train.tokens)])
+    assert len(stream[1].train.tokens) == round(len(all_tokens) / 2)
     with pytest.raises(SegueError, match="no rows of the classes"):
         class_incremental(train, test, [(7, 8)])
     naive, replay = (learn_stream(stack(), stream, strategy, rows=10, rate=0.03, epochs=4)
@@ -599,24 +600,24 @@ def test_rehearsal_forgets_less_on_every_mixer(mixer: str, make: Callable[[], St
     assert two_tasks(mixer, make())[-1, 0] > two_tasks_unaided(mixer)[-1, 0] + 0.2
 
 
-def test_tasks_that_are_told_have_a_head_each() -> None:
+def test_task_accuracy_uses_only_the_classes_of_the_task() -> None:
     model, batch = network(), vectors(30)
     groups = [(0, 1), (2, 3)]
     scores = model(batch.tokens, None).logits[:, 0]
     nats_by_hand = sum(-scores[i, list(groups[int(y) // 2])].log_softmax(-1)[int(y) % 2] for i, y in
                        enumerate(batch.targets[:, 0]))
     torch.testing.assert_close(GroupedClasses(groups)(model, batch).total, nats_by_hand.float(), check_dtype=False)
-    each = class_incremental(batch, batch, groups)[1]
+    experience = class_incremental(batch, batch, groups)[1]
     both = scores[torch.isin(batch.targets[:, 0], torch.tensor([2, 3]))][:, 2:].argmax(-1) + 2
-    right = float((both == each.test.targets[:, 0]).float().mean())
-    assert task_accuracy(model, each, range(4)) == pytest.approx(right)
+    expected = float((both == experience.test.targets[:, 0]).float().mean())
+    assert task_accuracy(model, experience, range(4)) == pytest.approx(expected)
     with pytest.raises(SegueError, match="share a class"):
         GroupedClasses([(0, 1), (1, 2)])
 
 
 # -- experts
 
-def test_expert_gates_send_rows_to_who_knows_them() -> None:
+def test_expert_gates_route_rows_to_their_experience() -> None:
     draw = torch.Generator().manual_seed(0)
     centres = torch.randn(4, 12, generator=draw)
 
@@ -629,26 +630,26 @@ def test_expert_gates_send_rows_to_who_knows_them() -> None:
     gate = ExpertGate(lambda: Classifier(Perceptron(12, [16]), LinearHead(16, 4)), code=3)
     with pytest.raises(SegueError, match="no experts yet"):
         gate.route(stream[0].test)
-    related = [gate.learn(each, 40, rate=0.02, gate_steps=150) for each in stream]
+    related = [gate.learn(experience, 40, rate=0.02, gate_steps=150) for experience in stream]
     assert related[0] == {} and related[1][stream[0].name] < 0.5
-    for index, each in enumerate(stream):
-        assert float((gate.route(each.test) == index).float().mean()) > 0.9
-        assert float(gate.probabilities(each.test)[:, index].mean().detach()) > 0.6
-        assert class_accuracy(gate, each, range(4)) > 0.9
+    for index, experience in enumerate(stream):
+        assert float((gate.route(experience.test) == index).float().mean()) > 0.9
+        assert float(gate.probabilities(experience.test)[:, index].mean().detach()) > 0.6
+        assert class_accuracy(gate, experience, range(4)) > 0.9
     same = gate.learn(stream[1], 2, gate_steps=150)  # the same once more: closely related to itself
     assert same[stream[1].name] > max(0.5, same[stream[0].name])
 
 
 # -- by name, and in an update
 
-def test_strategies_by_name_say_what_is_wrong() -> None:
-    made = strategy_named("ewc:strength=7,rows=5 + replay:share=0.25,update=balanced")
-    assert isinstance(made, Combined) and made.name == "ewc+replay"
-    assert made.strategies[0].strength == 7 and made.strategies[1].share == 0.25  # type: ignore[attr-defined]
-    for text, says in (("magic", "choose from naive, replay"), ("ewc:power=3", "with strength, keep"),
-                       ("ewc:strength=strong", "no number"), ("naive:x=1", "no settings"),
-                       ("gss:share=2", "between 0")):
-        with pytest.raises(SegueError, match=says):
+def test_strategies_are_parsed_from_text_and_mistakes_named() -> None:
+    combined = strategy_named("ewc:strength=7,rows=5 + replay:share=0.25,update=balanced")
+    assert isinstance(combined, Combined) and combined.name == "ewc+replay"
+    assert combined.strategies[0].strength == 7 and combined.strategies[1].share == 0.25  # type: ignore[attr-defined]
+    for text, message in (("magic", "choose from naive, replay"), ("ewc:power=3", "with strength, keep"),
+                          ("ewc:strength=strong", "no number"), ("naive:x=1", "no settings"),
+                          ("gss:share=2", "between 0")):
+        with pytest.raises(SegueError, match=message):
             strategy_named(text)
 
 
@@ -662,22 +663,22 @@ def fitted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["gss:capacity=6", "ewc:strength=1e4", "si", "der++:capacity=9",
                                   "mas:rows=8 + replay"])
-def test_an_update_takes_strategies_by_name_and_remembers(fitted_folder: Path, tmp_path: Path, name: str) -> None:
+def test_an_update_saves_the_state_of_a_named_strategy(fitted_folder: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "model"
     shutil.copytree(fitted_folder, folder)
     report = segue.load(folder).update([("xyzx" * 9) + str(i) for i in range(60)], strategy=name, steps=4, quiet=True)
     assert np.isfinite(report.matrix.scores).all()
-    kept = folder / "memory" / "strategy.safetensors"
-    again = segue.load(folder)
-    assert kept.exists() == (again.memory.strategy is not None)
+    file = folder / "memory" / "strategy.safetensors"
+    reloaded = segue.load(folder)
+    assert file.exists() == (reloaded.memory.strategy is not None)
     if name.startswith(("ewc", "mas", "si")):
-        key, tensors, _ = again.memory.strategy
+        key, tensors, _ = reloaded.memory.strategy
         assert key == report.strategy and sum(t.numel() for t in tensors.values()) == \
-            sum(p.numel() for p in trainable_parameters(again.model).values())
-        again.update(["qrs" * 9] * 40, strategy=name, steps=2, quiet=True)
-        later = again.memory.strategy[1]
+            sum(p.numel() for p in trainable_parameters(reloaded.model).values())
+        reloaded.update(["qrs" * 9] * 40, strategy=name, steps=2, quiet=True)
+        later = reloaded.memory.strategy[1]
         assert any(bool((later[part] > tensors[part]).any()) for part in tensors)
-        again.update(["qrs" * 9] * 40, strategy="naive", steps=1, quiet=True)
-        assert not kept.exists()  # what it weighed is not what the model knows now
+        reloaded.update(["qrs" * 9] * 40, strategy="naive", steps=1, quiet=True)
+        assert not file.exists()  # what it weighed is not what the model knows now
     else:
-        assert not kept.exists()  # the pieces that the model keeps are enough
+        assert not file.exists()  # the pieces that the model keeps are enough

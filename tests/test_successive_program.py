@@ -47,25 +47,25 @@ def test_calls_prompts_and_the_sentinel() -> None:
 
 
 def test_two_models_and_no_tools() -> None:
-    asks, solves = Scripted(["diff(30; 12)", "no more questions"]), Scripted(["18"])
-    trace = SuccessivePrompting(asks, solves).ask(PASSAGE, COMPLEX)
-    assert trace.steps == [Step("diff(30; 12)", "18")] and len(asks.prompts) == 2 and len(solves.prompts) == 1
+    decomposer, solver = Scripted(["diff(30; 12)", "no more questions"]), Scripted(["18"])
+    trace = SuccessivePrompting(decomposer, solver).ask(PASSAGE, COMPLEX)
+    assert trace.steps == [Step("diff(30; 12)", "18")] and len(decomposer.prompts) == 2 and len(solver.prompts) == 1
 
 
-def test_it_ends_in_any_case() -> None:
+def test_the_program_always_ends() -> None:
     trace = SuccessivePrompting(Scripted(lambda prompt: "again?"), limit=3).ask(PASSAGE, COMPLEX)
     assert (trace.finish, len(trace.steps), trace.answer) == ("cap", 3, "again?")
     trace = SuccessivePrompting(Scripted([""])).ask(PASSAGE, COMPLEX)
     assert (trace.finish, trace.answer) == ("nothing", "")
 
 
-def test_a_call_that_cannot_be_carried_out_goes_to_the_model() -> None:
+def test_failed_tool_calls_go_to_the_model() -> None:
     trace = SuccessivePrompting(Scripted(["diff(far; near)", "about 7", "no more questions"]),
                                 tools=SymbolicTools()).ask(PASSAGE, COMPLEX)
     assert trace.steps == [Step("diff(far; near)", "about 7")] and "no number in 'far'" in trace.notes[0]
 
 
-def test_many_go_together_as_alone() -> None:
+def test_batched_questions_equal_single_ones() -> None:
     def reply(prompt: str) -> str:
         return "no more questions" if prompt.count("Next:") > 2 + ("long" in prompt) else f"step {len(prompt)}"
 
@@ -81,31 +81,33 @@ def test_many_go_together_as_alone() -> None:
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.text("abcd ", max_size=9), st.sampled_from("PQR"), st.integers(0, 2)), min_size=1,
                 max_size=12), st.text("abcd ", min_size=1, max_size=9), st.integers(1, 4))
-def test_the_nearest_demonstrations_never_on_the_same_passage(rows: list[tuple[str, str, int]], query: str,
-                                                              k: int) -> None:
+def test_nearest_demonstrations_exclude_the_same_passage(rows: list[tuple[str, str, int]], query: str,
+                                                         k: int) -> None:
     index = DemoIndex([Demo(text, text, source, step) for text, source, step in rows], Hashing(64), among=1)
-    found = index.search(query, k, source="P", step=1)
-    vectors, asked = Hashing(64)([text for text, *_ in rows]), Hashing(64)([query])[0]
-    cosines = vectors @ asked / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(asked), 1e-9)
+    results = index.search(query, k, source="P", step=1)
+    vectors, query_vector = Hashing(64)([text for text, *_ in rows]), Hashing(64)([query])[0]
+    cosines = vectors @ query_vector / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(query_vector), 1e-9)
     allowed = [score for score, (_, source, step) in zip(cosines, rows) if source != "P" and step == 1]
-    assert all(demo.source != "P" and demo.step == 1 for demo in found) and len(found) == min(k, len(allowed))
-    told = [Hashing(64)([demo.query])[0] @ asked / max(float(np.linalg.norm(Hashing(64)([demo.query])[0])
-                                                             * np.linalg.norm(asked)), 1e-9) for demo in found]
-    assert np.allclose(told[::-1], sorted(allowed, reverse=True)[:k], atol=1e-5)
+    assert all(demo.source != "P" and demo.step == 1 for demo in results) and len(results) == min(k, len(allowed))
+    scores = [Hashing(64)([demo.query])[0] @ query_vector / max(float(np.linalg.norm(Hashing(64)([demo.query])[0])
+                                                                      * np.linalg.norm(query_vector)), 1e-9)
+              for demo in results]
+    assert np.allclose(scores[::-1], sorted(allowed, reverse=True)[:k], atol=1e-5)
 
 
-def test_demonstrations_of_chains_are_drawn_and_shown() -> None:
+def test_demonstrations_are_built_from_chains() -> None:
     chains = [Trace(f"passage {i}", f"complex {i}", f"source {i}",
                     [Step(f"simple {i}", f"{i}"), Step(f"count({i})", "1", "tool")]) for i in range(5)]
-    asked, solved = decompositions(chains), solutions(chains)
-    assert len(asked) == 15 and len(solved) == 5 and asked[1].step == 1
-    assert asked[1].text == "Question: complex 0\nNext: simple 0\nAnswer: 0\nNext: count(0)\n"
-    assert asked[2].text.endswith("Next: no more questions\n")
-    index = DemoIndex(asked)
+    question_demos, solved = decompositions(chains), solutions(chains)
+    assert len(question_demos) == 15 and len(solved) == 5 and question_demos[1].step == 1
+    assert question_demos[1].text == "Question: complex 0\nNext: simple 0\nAnswer: 0\nNext: count(0)\n"
+    assert question_demos[2].text.endswith("Next: no more questions\n")
+    index = DemoIndex(question_demos)
     assert index.search("complex 3", 2, step=0) == index.search("complex 3", 2, step=0)
     assert len({tuple(index.search("complex 3", 2, step=0, seed=str(seed))) for seed in range(20)}) > 1
     script = Scripted(["no more questions"])
-    program = SuccessivePrompting(script, questions=DemoIndex(asked, among=1), answers=DemoIndex(solved), shown=2)
+    program = SuccessivePrompting(script, questions=DemoIndex(question_demos, among=1),
+                                  answers=DemoIndex(solved), shown=2)
     program.ask("passage 3", "complex 3", source="source 3")
     assert script.prompts[0].count("Question: complex") == 3 and "simple 3" not in script.prompts[0]
     with pytest.raises(SegueError, match="index of 0"):
@@ -146,7 +148,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_tools_by_hand(call: str) -> None:
+def test_tools_equal_results_by_hand(call: str) -> None:
     tools, spaced = SymbolicTools(), call.replace("(", " ( ", 1).replace(";", " ; ")
     for text in (call, f" {call} ", f"{call}.", spaced):
         if (expected := CALLS[call]) is None:
@@ -156,7 +158,7 @@ def test_tools_by_hand(call: str) -> None:
             assert tools.call(text) == expected
 
 
-def test_what_is_no_call() -> None:
+def test_texts_that_are_no_tool_calls() -> None:
     for text in ("Who ran?", "sort(3; 1)", "count", "count(1", "Which count(1)", ""):
         assert SymbolicTools().call(text) is None
     with pytest.raises(SegueError, match="there is no day"):
@@ -167,7 +169,7 @@ def test_what_is_no_call() -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 10**7))
-def test_numbers_are_read_as_they_are_written(n: int) -> None:
+def test_numbers_round_trip_as_text(n: int) -> None:
     for text in (str(n), f"{n:,}", f"{n}-yard", f"about {n} %", f"${n}.", f"{n}.0"):
         assert parse_number(text) == n
 
@@ -193,7 +195,7 @@ def test_tools_agree_with_the_annotators(shared_data: Callable[[str], Path]) -> 
 # --- the score
 
 
-def test_the_score_of_drop() -> None:
+def test_the_drop_score_equals_known_cases() -> None:
     assert normalised("The 28-yard  run, U.S. 1,847") == "28.0 yard run us 1847.0"
     assert drop_scores(["28"], ["28.0"]) == (1, 1) and drop_scores(["28 yards"], ["27 yards"]) == (0, 0)
     assert drop_scores(["a red fox"], ["the red dog"]) == (0, 0.5) and drop_scores([], ["x"]) == (0, 0)
@@ -205,27 +207,28 @@ def test_the_score_of_drop() -> None:
 
 @settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 10**6))
-def test_the_matching_is_the_best(n: int, m: int, seed: int) -> None:
+def test_the_matching_equals_brute_force(n: int, m: int, seed: int) -> None:
     scores = np.random.default_rng(seed).integers(0, 5, (n, m)) / 4
     wide = scores if n <= m else scores.T
-    ways = permutations(range(max(n, m)), min(n, m))
-    best = max(sum(wide[i, column] for i, column in enumerate(order)) for order in ways)
-    found = best_matching(scores)
-    assert sum(scores[at] for at in found) == pytest.approx(best) and len(found) == min(n, m)
-    assert len({row for row, _ in found}) == len({column for _, column in found}) == len(found)
+    orders = permutations(range(max(n, m)), min(n, m))
+    best = max(sum(wide[i, column] for i, column in enumerate(order)) for order in orders)
+    results = best_matching(scores)
+    assert sum(scores[at] for at in results) == pytest.approx(best) and len(results) == min(n, m)
+    assert len({row for row, _ in results}) == len({column for _, column in results}) == len(results)
 
 
-def test_the_score_is_that_of_the_evaluation_harness() -> None:
+def test_the_drop_score_equals_the_evaluation_harness() -> None:
     """lm-evaluation-harness, task drop, where it is installed."""
-    theirs = pytest.importorskip("lm_eval.tasks.drop.utils")
+    reference = pytest.importorskip("lm_eval.tasks.drop.utils")
     words = ["a", "the", "7", "7.0", "28-yard", "1,847", "3.9%", "U.S.", "Smith's", "two,", "-5", "$4.5", ";", "-",
              "Run", "run", "1990s", "...", ".5", "a-b", "ten"]
     random = Random(0)
     for _ in range(5000):
-        told, right = ([" ".join(random.choices(words, k=random.randint(1, 4))) for _ in range(random.randint(1, 5))]
-                       for _ in range(2))
-        right = [random.choice(told) if random.random() < 0.3 else span for span in right]
-        assert drop_scores(told, right) == pytest.approx(theirs.get_metrics(told, right))
+        predicted, gold = ([" ".join(random.choices(words, k=random.randint(1, 4)))
+                            for _ in range(random.randint(1, 5))]
+                           for _ in range(2))
+        gold = [random.choice(predicted) if random.random() < 0.3 else span for span in gold]
+        assert drop_scores(predicted, gold) == pytest.approx(reference.get_metrics(predicted, gold))
 
 
 # --- the claim
@@ -233,44 +236,44 @@ def test_the_score_is_that_of_the_evaluation_harness() -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(list(SIZES)))
-def test_chains_of_ledger_are_right(seed: int, size: str) -> None:
-    drawn, tools = problem(Random(seed), *SIZES[size]), SymbolicTools()
-    events = [event.split() for event in drawn.passage.removesuffix(" ;").split(" ; ")]
-    form, kind, *half = drawn.question.replace(" in ", " ").split()
-    found = {int(event[2]): event[0] for event in events if event[1] == kind and half in ([], [event[3]])}
-    assert SIZES[size][0] <= len(events) <= SIZES[size][1] and 2 <= len(drawn.chain) <= 4
-    assert drawn.chain[0][1].split(" ; ") == list(map(str, found))
-    for question, answer in drawn.chain[1:]:
+def test_synthetic_ledger_chains_are_correct(seed: int, size: str) -> None:
+    example, tools = problem(Random(seed), *SIZES[size]), SymbolicTools()
+    events = [event.split() for event in example.passage.removesuffix(" ;").split(" ; ")]
+    form, kind, *half = example.question.replace(" in ", " ").split()
+    results = {int(event[2]): event[0] for event in events if event[1] == kind and half in ([], [event[3]])}
+    assert SIZES[size][0] <= len(events) <= SIZES[size][1] and 2 <= len(example.chain) <= 4
+    assert example.chain[0][1].split(" ; ") == list(map(str, results))
+    for question, answer in example.chain[1:]:
         assert tools.call(question) == (None if question.startswith("by ") else answer)
-    assert drawn.answer == {"longest": str(max(found)), "shortest": str(min(found)), "who": found[max(found)],
-                            "how-many": str(len(found)), "range": str(max(found) - min(found))}[form]
+    assert example.answer == {"longest": str(max(results)), "shortest": str(min(results)), "who": results[max(results)],
+                              "how-many": str(len(results)), "range": str(max(results) - min(results))}[form]
 
 
-def test_the_program_asks_as_the_skills_were_taught() -> None:
-    drawn, asked = problem(Random(4)), list[str]()
-    chain = dict(drawn.chain)
+def test_program_prompts_equal_the_training_prompts() -> None:
+    example, prompts_sent = problem(Random(4)), list[str]()
+    chain = dict(example.chain)
 
     def reply(prompt: str) -> str:
-        asked.append(" ".join(prompt.split()))
+        prompts_sent.append(" ".join(prompt.split()))
         if prompt.startswith("solve"):
             return chain[prompt.split(" question ")[1].removesuffix(" answer")]
         return next((question for question in chain if f"{question} =" not in prompt), DONE)
 
     program = SuccessivePrompting(Scripted(reply), decompose=DECOMPOSE, solve=SOLVE, step=STEP, done=DONE)
-    trace = program.ask(drawn.passage, drawn.question)
-    assert [(step.question, step.answer) for step in trace.steps] == list(drawn.chain) and trace.finish == "done"
-    taught = skills(lambda random: drawn, lambda random: drawn)
+    trace = program.ask(example.passage, example.question)
+    assert [(step.question, step.answer) for step in trace.steps] == list(example.chain) and trace.finish == "done"
+    taught = skills(lambda random: example, lambda random: example)
     prompts = {" ".join(taught[name](Random(seed))[0]) for name in ("decompose", "solve") for seed in range(60)}
-    assert set(asked) == prompts
+    assert set(prompts_sent) == prompts
     words = {word for draw in taught.values() for pair in (draw(Random(0)),) for side in pair for word in side}
     assert words <= set(CODEC.items)
 
 
 def test_both_verdicts_can_be_reached() -> None:
-    def table(bare: float, tools: float, least: float = 0.01) -> list[dict[str, Any]]:
+    def table(bare: float, tools: float, smallest_gain: float = 0.01) -> list[dict[str, Any]]:
         gains = {"direct": 0.0, "chain of thought": 0.0, "successive": bare, "successive, with tools": tools}
         return [{"passages": "3 to 5 events", "asked": arm, "right": 0.5 + gain, "above the chain": gain,
-                 "at least": least} for arm, gain in gains.items()]
+                 "at least": smallest_gain} for arm, gain in gains.items()]
 
     assert judge(table(0.06, 0.10))[0] == "confirmed" and judge(table(0.06, 0.10, -0.01))[0] == "refuted"
     assert judge(table(0.04, 0.10))[0] == judge(table(0.06, 0.07))[0] == "refuted"

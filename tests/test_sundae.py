@@ -32,7 +32,7 @@ def pairs(rows: int, seed: int) -> Batch:
     return Batch(tokens, torch.where(torch.arange(8) < 4, -1, tokens))
 
 
-def test_nothing_replaced_and_one_step_is_an_autoencoder() -> None:
+def test_one_step_without_noise_equals_an_autoencoder() -> None:
     model, batch = stack().double().eval(), pairs(5, 0)
     expected = F.cross_entropy(model(batch.tokens).logits[:, 4:].detach().flatten(0, 1), batch.tokens[:, 4:].flatten(),
                                reduction="sum")
@@ -42,39 +42,39 @@ def test_nothing_replaced_and_one_step_is_an_autoencoder() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 3), st.sampled_from([None, 0.0, 0.4, 1.0]), st.integers(0, 99))
-def test_the_loss_against_a_loop(steps: int, rate: float | None, seed: int) -> None:
+def test_the_loss_equals_a_loop(steps: int, rate: float | None, seed: int) -> None:
     """The same draws, row by row and step by step."""
     model, batch = stack().eval(), pairs(3, seed)
     torch.manual_seed(seed)
-    found = Sundae(steps, rate)(model, batch)
+    result = Sundae(steps, rate)(model, batch)
     torch.manual_seed(seed)
     rates = [float(x) for x in torch.rand(3, 1)] if rate is None else [rate] * 3
-    noise, drawn = torch.randint(7, (12,)), torch.rand(3, 8)
-    said = batch.tokens.clone()
+    noise, uniform = torch.randint(7, (12,)), torch.rand(3, 8)
+    corrupted = batch.tokens.clone()
     for row in range(3):
         for place in range(4, 8):
-            if drawn[row, place] < rates[row]:
-                said[row, place] = noise[row * 4 + place - 4]
+            if uniform[row, place] < rates[row]:
+                corrupted[row, place] = noise[row * 4 + place - 4]
     total = 0.0
     for _ in range(steps):
-        chances = torch.stack([model(said[row : row + 1]).logits[0].softmax(-1) for row in range(3)]).detach()
+        chances = torch.stack([model(corrupted[row : row + 1]).logits[0].softmax(-1) for row in range(3)]).detach()
         total -= sum(math.log(chances[row, place, batch.tokens[row, place]])
                      for row in range(3) for place in range(4, 8)) / steps
-        said[:, 4:] = torch.multinomial(chances[:, 4:].reshape(12, 7), 1).view(3, 4)
-    assert math.isclose(float(found.total.detach()), total, rel_tol=1e-4)
+        corrupted[:, 4:] = torch.multinomial(chances[:, 4:].reshape(12, 7), 1).view(3, 4)
+    assert math.isclose(float(result.total.detach()), total, rel_tol=1e-4)
 
 
-def test_what_is_drawn_has_no_gradient_and_sources_stay() -> None:
+def test_samples_have_no_gradient_and_sources_stay() -> None:
     model, batch = stack(), pairs(4, 1)
-    seen: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
     forward = model.forward
-    model.forward = lambda tokens, layout=None: (seen.append(tokens), forward(tokens, layout))[1]  # type: ignore
+    model.forward = lambda tokens, layout=None: (inputs.append(tokens), forward(tokens, layout))[1]  # type: ignore
     Sundae(3, rate=1.0)(model, batch).total.backward()
-    assert len(seen) == 3 and all(torch.equal(tokens[:, :4], batch.tokens[:, :4]) for tokens in seen)
-    assert not torch.equal(seen[0], seen[1]) and all(p.grad is not None for p in model.parameters())
+    assert len(inputs) == 3 and all(torch.equal(tokens[:, :4], batch.tokens[:, :4]) for tokens in inputs)
+    assert not torch.equal(inputs[0], inputs[1]) and all(p.grad is not None for p in model.parameters())
 
 
-def test_a_taught_model_writes_from_noise() -> None:
+def test_a_trained_model_generates_from_noise() -> None:
     """All of a text at once; of several lengths the one that the model is surest of."""
     model = stack(width=32)
     learn(model, lambda step: pairs(32, 1000 + step), 150, rate=0.02, objective=Sundae(), muon=True)
@@ -88,7 +88,7 @@ def test_a_taught_model_writes_from_noise() -> None:
         [answer.tokens for answer in denoise(model, sources[:3], [[4]] * 3, steps=6, temperature=0.5, seed=3)]
 
 
-def test_what_cannot_be_asked() -> None:
+def test_bad_requests_are_refused() -> None:
     for steps, rate in ((0, None), (1, 1.5)):
         with pytest.raises(SegueError, match="rate"):
             Sundae(steps, rate)
@@ -115,30 +115,30 @@ def continued(rows: int, seed: int) -> Batch:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 999), st.sampled_from([0.0, 0.15, 0.6, 1.0]))
-def test_what_is_masked_is_asked_for(seed: int, share: float) -> None:
-    whole = targets_in_place(counting(4, seed))
-    batch = mask_some(whole, 7, RandomMask(share), torch.Generator().manual_seed(seed))
+def test_masked_elements_are_the_targets(seed: int, share: float) -> None:
+    in_place = targets_in_place(counting(4, seed))
+    batch = mask_some(in_place, 7, RandomMask(share), torch.Generator().manual_seed(seed))
     hidden = batch.targets >= 0
     assert bool(hidden.any(1).all()) and not bool(hidden[:, 0].any())  # the first element is given
-    assert torch.equal(batch.targets[hidden], whole.targets[hidden])
-    assert torch.equal(batch.tokens[~hidden], whole.tokens[~hidden])
+    assert torch.equal(batch.targets[hidden], in_place.targets[hidden])
+    assert torch.equal(batch.tokens[~hidden], in_place.tokens[~hidden])
     if share in (0.0, 1.0):
         assert hidden.sum(1).tolist() == [8 if share else 1] * 4
 
 
-def test_how_elements_are_masked() -> None:
-    whole = Batch(torch.full((200, 100), 3), torch.full((200, 100), 3))
-    batch = mask_some(whole, 7, RandomMask(0.15), torch.Generator().manual_seed(1))
+def test_masked_elements_follow_the_bert_shares() -> None:
+    unmasked = Batch(torch.full((200, 100), 3), torch.full((200, 100), 3))
+    batch = mask_some(unmasked, 7, RandomMask(0.15), torch.Generator().manual_seed(1))
     hidden = batch.targets >= 0
     assert abs(float(hidden.float().mean()) - 0.15) < 0.01
-    shown = batch.tokens[hidden].bincount(minlength=8) / hidden.sum()
-    assert abs(float(shown[7]) - 0.8) < 0.03 and abs(float(shown[3]) - 0.1 - 0.1 / 7) < 0.02
-    assert float(shown[[0, 1, 2, 4, 5, 6]].min()) > 0.005
+    frequencies = batch.tokens[hidden].bincount(minlength=8) / hidden.sum()
+    assert abs(float(frequencies[7]) - 0.8) < 0.03 and abs(float(frequencies[3]) - 0.1 - 0.1 / 7) < 0.02
+    assert float(frequencies[[0, 1, 2, 4, 5, 6]].min()) > 0.005
 
 
 @pytest.mark.parametrize("mixer, options", [("attention", {"heads": 2, "causal": False}), ("hydra", {"states": 8}),
                                             pytest.param("bidirectional", {}, marks=pytest.mark.slow)])
-def test_a_masked_language_model_goes_on_as_sundae(mixer: str, options: dict[str, object]) -> None:
+def test_a_masked_language_model_continues_as_sundae(mixer: str, options: dict[str, object]) -> None:
     """It has the pairs' language before it has seen one, and writes without its mask."""
     def build() -> Stack:
         torch.manual_seed(0)
@@ -159,8 +159,8 @@ def test_a_masked_language_model_goes_on_as_sundae(mixer: str, options: dict[str
                for answer, source in zip(answers, sources)) >= 6
     forward = masked.forward
 
-    def fond_of_masks(*given: Any) -> Any:
-        output = forward(*given)
+    def fond_of_masks(*arguments: Any) -> Any:
+        output = forward(*arguments)
         return replace(output, logits=output.logits.index_fill(-1, torch.tensor([7]), 99.0))
 
     masked.forward = fond_of_masks  # type: ignore[method-assign]

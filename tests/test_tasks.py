@@ -28,15 +28,15 @@ from segue.training.learn import accuracy, learn, minibatches, random_windows
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_draws_are_a_function_of_the_seed_within_the_vocabulary(name: str) -> None:
+def test_task_batches_depend_on_the_seed_and_stay_in_the_vocabulary(name: str) -> None:
     task: Task = TASKS[name]
     for length in (task.shortest, 32):
         batch = task.test(5, length)
         assert batch.tokens.shape[0] == 5 and batch.tokens.shape == batch.targets.shape
         assert int(batch.tokens.min()) >= 0 and int(batch.tokens.max()) < task.vocabulary
         assert int(batch.targets.max()) < task.vocabulary and bool((batch.targets >= 0).any(1).all())
-        again = task.test(5, length)
-        assert torch.equal(batch.tokens, again.tokens) and torch.equal(batch.targets, again.targets)
+        repeated = task.test(5, length)
+        assert torch.equal(batch.tokens, repeated.tokens) and torch.equal(batch.targets, repeated.targets)
     batches = task.batches(4, (task.shortest, 20), seed=1)
     assert torch.equal(batches(3).tokens, batches(3).tokens)
     assert batches(3).tokens.shape != batches(4).tokens.shape or not torch.equal(batches(3).tokens, batches(4).tokens)
@@ -48,24 +48,24 @@ def test_rows_of_a_table_and_windows_of_a_text() -> None:
     assert torch.equal(draw(4).tokens, draw(4).tokens) and not torch.equal(draw(4).tokens, draw(5).tokens)
     assert torch.equal(draw(4).targets, draw(4).tokens + 100)
     assert set(draw(4).tokens[:, 0].tolist()) == set(rows[:, 0].tolist())
-    found = random_windows(torch.arange(40), 30, 5, torch.Generator().manual_seed(0))
-    assert found.shape == (30, 6) and bool((found.diff() == 1).all()) and len(found[:, 0].unique()) > 5
+    result = random_windows(torch.arange(40), 30, 5, torch.Generator().manual_seed(0))
+    assert result.shape == (30, 6) and bool((result.diff() == 1).all()) and len(result[:, 0].unique()) > 5
 
 
-def test_a_delayed_cue_is_asked_for_at_the_end() -> None:
+def test_a_delayed_cue_is_the_last_target() -> None:
     batch = TASKS["delayed-cue"].test(20, 9)
     assert torch.equal(batch.targets[:, -1], batch.tokens[:, 0]) and bool((batch.targets[:, :-1] < 0).all())
     assert int(batch.tokens[:, 1:].min()) > int(batch.tokens[:, 0].max())
 
 
-def test_copy_asks_for_what_was_read() -> None:
+def test_copy_targets_are_the_source() -> None:
     batch = TASKS["copy"].test(4, 12)
-    asked = batch.targets >= 0
-    assert asked.sum(1).tolist() == [5] * 4
-    assert torch.equal(batch.targets[asked].view(4, 5), batch.tokens[:, :5])
+    is_target = batch.targets >= 0
+    assert is_target.sum(1).tolist() == [5] * 4
+    assert torch.equal(batch.targets[is_target].view(4, 5), batch.tokens[:, :5])
 
 
-def test_an_automaton_runs_by_its_table() -> None:
+def test_an_automaton_follows_its_table() -> None:
     dfa = random_dfa(5, 3, seed=1)
     word = torch.randint(3, (4, 20))
     for row, states in zip(word, dfa.run(word)):
@@ -78,7 +78,7 @@ def test_an_automaton_runs_by_its_table() -> None:
         DFA(torch.tensor([[0, 2], [1, 1]]))
 
 
-def test_counters_add() -> None:
+def test_counter_targets_are_sums() -> None:
     word = torch.randint(5, (3, 30))
     assert torch.equal(counter(5, 5).run(word), word.cumsum(1) % 5)
 
@@ -101,7 +101,7 @@ def test_words_of_groups_are_products() -> None:
     assert not torch.equal(table, table.T)
 
 
-def test_tracking_asks_for_every_prefix() -> None:
+def test_tracking_targets_are_states_of_every_prefix() -> None:
     batch = tracking("sum", counter(4, 4)).test(3, 12)
     assert bool((batch.tokens[:, 0] == 4).all()) and bool((batch.targets[:, 0] == -1).all())
     assert torch.equal(batch.targets[:, 1:], batch.tokens[:, 1:].cumsum(1) % 4)
@@ -134,7 +134,7 @@ def test_scratchpads_write_states(policy: str, steps: list[int]) -> None:
         Scratchpad("square")
 
 
-def test_a_search_says_what_can_be_reached() -> None:
+def test_search_targets_are_reachable_nodes() -> None:
     task, size = Reachability("search", 6).task("paths"), 6
     batch = task.test(40, 18)
     for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist()):
@@ -152,23 +152,23 @@ def test_a_search_says_what_can_be_reached() -> None:
         Reachability("depth")
 
 
-def test_selective_copy_leaves_the_blanks_out() -> None:
+def test_selective_copy_targets_skip_blanks() -> None:
     batch = TASKS["selective-copy"].test(4, 21)
     for tokens, targets in zip(batch.tokens, batch.targets):
         body = tokens[:16]
         assert torch.equal(body[body < 8], targets[targets >= 0]) and tokens[16] == 8
 
 
-def test_recall_names_the_value_of_each_key() -> None:
+def test_recall_targets_are_the_values_of_keys() -> None:
     batch = TASKS["mqar"].test(4, 30)
     for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist()):
-        held = dict(zip(tokens[:14:2], tokens[1:14:2]))
-        assert len(held) == 7 and targets[:14] == [-1] * 14
-        asked = {token: target for token, target in zip(tokens, targets) if target >= 0}
-        assert asked == held
+        value_by_key = dict(zip(tokens[:14:2], tokens[1:14:2]))
+        assert len(value_by_key) == 7 and targets[:14] == [-1] * 14
+        target_by_key = {token: target for token, target in zip(tokens, targets) if target >= 0}
+        assert target_by_key == value_by_key
 
 
-def test_induction_names_what_followed_last() -> None:
+def test_induction_targets_are_the_last_successors() -> None:
     batch = TASKS["induction"].test(4, 40)
     for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist()):
         followed: dict[int, int] = {}
@@ -185,12 +185,12 @@ def test_the_needle_is_in_the_haystack() -> None:
         assert targets == [-1] * 8 + [tokens[tokens.index(16) + 1]] and targets[-1] < 8 and tokens[-1] == 17
 
 
-def test_values_of_lists() -> None:
+def test_list_values_equal_those_by_hand() -> None:
     for text, expected in (("[MAX 2 9 [MIN 4 7 ] 0 ]", 9), ("[MED 1 5 8 2 ]", 3), ("[SM 9 8 [MED 4 ] ]", 1), ("7", 7)):
         assert value(text.split()) == expected  # the first is the paper's example
-    for wrong in ("[MAX 2 9", "[MAX ]", "2 ]", "[SUM 1 2 ]", "1 2", ""):
+    for malformed in ("[MAX 2 9", "[MAX ]", "2 ]", "[SUM 1 2 ]", "1 2", ""):
         with pytest.raises(SegueError, match=r"place|whole"):
-            value(wrong.split())
+            value(malformed.split())
     batch = TASKS["listops"].test(50, 40)
     lengths = (batch.tokens < len(SYMBOLS)).sum(1)
     assert int(lengths.max()) > 30
@@ -198,7 +198,7 @@ def test_values_of_lists() -> None:
         assert value([SYMBOLS[i] for i in tokens[-length:]]) == target
 
 
-def test_learning_a_task() -> None:
+def test_a_model_learns_a_task() -> None:
     task = TASKS["copy"]
     torch.manual_seed(0)
     model = Stack(StackConfig(task.vocabulary, 32, ["attention"] * 2, {"attention": {"heads": 2}}, norm="layer"))
@@ -207,16 +207,16 @@ def test_learning_a_task() -> None:
     assert before < 0.4 and accuracy(model, task.test(64, 9)) > 0.9
 
 
-def test_pooling_is_the_mean_of_each_document_so_far() -> None:
+def test_pooling_is_the_running_mean_of_each_document() -> None:
     torch.manual_seed(0)
     options = {"attention": {"heads": 2}}
-    plain = Stack(StackConfig(7, 8, ["attention"], options, tied=False)).double()
+    unpooled = Stack(StackConfig(7, 8, ["attention"], options, tied=False)).double()
     pooled = Stack(StackConfig(7, 8, ["attention"], options, tied=False, pool="mean")).double()
-    pooled.load_state_dict(plain.state_dict())
+    pooled.load_state_dict(unpooled.state_dict())
     tokens, starts = torch.randint(7, (2, 9)), torch.zeros(2, 9, dtype=torch.bool)
     starts[0, 4] = starts[1, 2] = starts[1, 7] = True
     layout = Layout.chain((2, 9), starts=starts)
-    hidden, means = plain(tokens, layout).hidden, pooled(tokens, layout).hidden
+    hidden, means = unpooled(tokens, layout).hidden, pooled(tokens, layout).hidden
     for row, heads in enumerate(([0, 4, 9], [0, 2, 7, 9])):
         for begin, end in zip(heads[:-1], heads[1:]):
             for at in range(begin, end):

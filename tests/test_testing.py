@@ -21,11 +21,11 @@ from segue.training.loop import Run
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives_keep_the_contract(name: str) -> None:
     torch.manual_seed(1)
-    given = {"distillation": [Stack(StackConfig(11, 8, ["gru"])).double()],  # a teacher
-             "mixed": [[(NextElement(), 0.5), (DecayedRepetition(range(7)), 0.5)]],
-             "decayed-repetition": [range(7)]}  # so many separators that some sentence can be repeated
+    arguments = {"distillation": [Stack(StackConfig(11, 8, ["gru"])).double()],  # a teacher
+                 "mixed": [[(NextElement(), 0.5), (DecayedRepetition(range(7)), 0.5)]],
+                 "decayed-repetition": [range(7)]}  # so many separators that some sentence can be repeated
     makers = {"cloze": lambda: ClozeModel(Stack(StackConfig(12, 8, ["hydra"], {"hydra": {"states": 4}})), 9)}
-    check_objective(OBJECTIVES[name](*given.get(name, [])), makers.get(name))
+    check_objective(OBJECTIVES[name](*arguments.get(name, [])), makers.get(name))
 
 
 class Mean(NextElement):
@@ -51,11 +51,11 @@ class Numb(NextElement):
         return Loss(loss.total.detach().requires_grad_(), loss.terms, loss.count)
 
 
-@pytest.mark.parametrize(("wrong", "says"), [(Mean, "each alone"), (Everything, "behind the last"),
-                                             (Unpacked, "packed"), (Numb, "gradient")])
-def test_wrong_objectives_are_caught(wrong: type[NextElement], says: str) -> None:
-    with pytest.raises(ContractBroken, match=says):
-        check_objective(wrong())
+@pytest.mark.parametrize(("broken", "message"), [(Mean, "each alone"), (Everything, "behind the last"),
+                                                 (Unpacked, "packed"), (Numb, "gradient")])
+def test_broken_objectives_fail_the_contract(broken: type[NextElement], message: str) -> None:
+    with pytest.raises(ContractBroken, match=message):
+        check_objective(broken())
 
 
 @pytest.mark.parametrize("make", [Strategy, Replay])
@@ -98,22 +98,24 @@ class Chilly(Strategy):
         next(run.model.parameters()).requires_grad_(False)
 
 
-@pytest.mark.parametrize(("wrong", "says"), [(Forgetful, "killed"), (Random, "same seed"), (Short, "rows of"),
-                                             (Chilly, "others frozen")])
-def test_wrong_strategies_are_caught(wrong: type[Strategy], says: str) -> None:
-    with pytest.raises(ContractBroken, match=says):
-        check_strategy(wrong)
+@pytest.mark.parametrize(("broken", "message"), [(Forgetful, "killed"), (Random, "same seed"), (Short, "rows of"),
+                                                 (Chilly, "others frozen")])
+def test_broken_strategies_fail_the_contract(broken: type[Strategy], message: str) -> None:
+    with pytest.raises(ContractBroken, match=message):
+        check_strategy(broken)
 
 
-GOOD = Claim("toy", "A toy.", "confirmed if one is 1", lambda run: [{"one": run.cell("one", lambda: 1)}],
-             lambda table: ("confirmed" if table[0]["one"] == 1 else "refuted", "by its value"),
-             lambda figure, table: None)
+VALID_CLAIM = Claim("toy", "A toy.", "confirmed if one is 1", lambda run: [{"one": run.cell("one", lambda: 1)}],
+                    lambda table: ("confirmed" if table[0]["one"] == 1 else "refuted", "by its value"),
+                    lambda figure, table: None)
 
 
-def test_claims_are_checked() -> None:
-    assert check_claim(GOOD).table == [{"one": 1}]
-    for wrong, says in ((replace(GOOD, rule=" "), "no rule"), (replace(GOOD, measure=lambda run: []), "empty"),
-                        (replace(GOOD, judge=lambda table: ("yes", "so")), "answers"),
-                        (replace(GOOD, judge=lambda table: (table[0].update(one=2), "inconclusive")[::-1]), "pure")):
-        with pytest.raises(ContractBroken, match=says):
-            check_claim(wrong)
+def test_broken_claims_fail_the_contract() -> None:
+    assert check_claim(VALID_CLAIM).table == [{"one": 1}]
+    for broken, message in ((replace(VALID_CLAIM, rule=" "), "no rule"),
+                            (replace(VALID_CLAIM, measure=lambda run: []), "empty"),
+                            (replace(VALID_CLAIM, judge=lambda table: ("yes", "so")), "answers"),
+                            (replace(VALID_CLAIM, judge=lambda table: (table[0].update(one=2), "inconclusive")[::-1]),
+                             "pure")):
+        with pytest.raises(ContractBroken, match=message):
+            check_claim(broken)

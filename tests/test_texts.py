@@ -37,26 +37,26 @@ groups = st.lists(words, min_size=2, max_size=5)
 
 
 @given(words, words)
-def test_subsequences_and_edits(one: str, other: str) -> None:
+def test_subsequence_lengths_and_edit_distances_equal_recursions(first: str, second: str) -> None:
     @cache
     def shared(i: int, j: int) -> int:
         if not i or not j:
             return 0
-        return shared(i - 1, j - 1) + 1 if one[i - 1] == other[j - 1] else max(shared(i - 1, j), shared(i, j - 1))
+        return shared(i - 1, j - 1) + 1 if first[i - 1] == second[j - 1] else max(shared(i - 1, j), shared(i, j - 1))
 
     @cache
     def edits(i: int, j: int) -> int:
         if not i or not j:
             return i + j
-        ways = [edits(i - 1, j) + 1, edits(i, j - 1) + 1, edits(i - 1, j - 1) + (one[i - 1] != other[j - 1])]
+        costs = [edits(i - 1, j) + 1, edits(i, j - 1) + 1, edits(i - 1, j - 1) + (first[i - 1] != second[j - 1])]
         # A swap: one[k] and one[i - 1] are other[j - 1] and other[m]; what lies between goes or comes.
-        ways += [edits(k, m) + (i - k - 2) + 1 + (j - m - 2) for k in range(i - 1) for m in range(j - 1)
-                 if one[k] == other[j - 1] and one[i - 1] == other[m]]
-        return min(ways)
+        costs += [edits(k, m) + (i - k - 2) + 1 + (j - m - 2) for k in range(i - 1) for m in range(j - 1)
+                  if first[k] == second[j - 1] and first[i - 1] == second[m]]
+        return min(costs)
 
-    assert common_subsequence(one, other) == shared(len(one), len(other))
-    assert edit_distance(one, other) == edits(len(one), len(other)) == edit_distance(other, one)
-    assert 0 <= edit_similarity(one, other) <= 1 and edit_similarity(one, one) == 1
+    assert common_subsequence(first, second) == shared(len(first), len(second))
+    assert edit_distance(first, second) == edits(len(first), len(second)) == edit_distance(second, first)
+    assert 0 <= edit_similarity(first, second) <= 1 and edit_similarity(first, first) == 1
 
 
 def test_worked_distances() -> None:
@@ -68,13 +68,13 @@ def test_worked_distances() -> None:
 
 @given(groups)
 @settings(deadline=None)
-def test_each_text_against_all_others(texts: list[str]) -> None:
-    plain = [sentence_bleu(text, texts[:i] + texts[i + 1 :]) for i, text in enumerate(texts)]
-    assert self_bleu(texts) == pytest.approx(sum(plain) / len(texts))
+def test_self_bleu_averages_over_texts(texts: list[str]) -> None:
+    scores = [sentence_bleu(text, texts[:i] + texts[i + 1 :]) for i, text in enumerate(texts)]
+    assert self_bleu(texts) == pytest.approx(sum(scores) / len(texts))
 
 
 @given(st.lists(st.tuples(words, words), min_size=1, max_size=4))
-def test_scores_of_pairs(pairs: list[tuple[str, str]]) -> None:
+def test_bleu_and_chrf_equal_their_definitions(pairs: list[tuple[str, str]]) -> None:
     texts, references = [a for a, _ in pairs], [b for _, b in pairs]
 
     def counted(text: str, n: int) -> Counter[str]:
@@ -87,17 +87,17 @@ def test_scores_of_pairs(pairs: list[tuple[str, str]]) -> None:
     precisions, recalls = [], []
     for n in range(1, 7):
         hits = sum((counted(a, n) & counted(b, n)).total() for a, b in pairs)
-        said, wanted = (sum(counted(each, n).total() for each in side) for side in (texts, references))
-        if said and wanted:
-            precisions.append(hits / said)
-            recalls.append(hits / wanted)
-    p, r = (np.mean(each) if each else 0.0 for each in (precisions, recalls))
+        produced, expected = (sum(counted(value, n).total() for value in side) for side in (texts, references))
+        if produced and expected:
+            precisions.append(hits / produced)
+            recalls.append(hits / expected)
+    p, r = (np.mean(value) if value else 0.0 for value in (precisions, recalls))
     assert chrf(texts, references) == pytest.approx(100 * 5 * p * r / (4 * p + r) if p + r else 0)
-    assert chrf(texts, [f" {each[:2]} {each[2:]}" for each in references]) == pytest.approx(chrf(texts, references))
-    whole = bleu(texts, [[each] for each in references])
-    assert 0 <= whole <= 100 + 1e-9
-    if all(len(each) > 3 for each in texts):
-        assert bleu(texts, [[each] for each in texts]) == pytest.approx(100)
+    assert chrf(texts, [f" {value[:2]} {value[2:]}" for value in references]) == pytest.approx(chrf(texts, references))
+    corpus_score = bleu(texts, [[value] for value in references])
+    assert 0 <= corpus_score <= 100 + 1e-9
+    if all(len(value) > 3 for value in texts):
+        assert bleu(texts, [[value] for value in texts]) == pytest.approx(100)
 
 
 def test_bleu_of_a_corpus() -> None:
@@ -111,11 +111,11 @@ def test_bleu_of_a_corpus() -> None:
 
 
 @given(groups)
-def test_variety(texts: list[str]) -> None:
+def test_diversity_measures_equal_their_definitions(texts: list[str]) -> None:
     grams = [[text[i : i + 2] for i in range(len(text) - 1)] for text in texts]
-    flat = [gram for each in grams for gram in each]
+    flat = [gram for run in grams for gram in run]
     assert distinct(texts, 2) == pytest.approx(len(set(flat)) / max(sum(map(len, texts)), 1))
-    rep = [1 - len(set(each)) / len(each) if each else 0.0 for each in grams]
+    rep = [1 - len(set(run)) / len(run) if run else 0.0 for run in grams]
     assert [repetition(text, 2) for text in texts] == pytest.approx(rep)
     assert 0 <= diversity(texts) <= 1
     letters = Counter("".join(texts)).values()
@@ -143,12 +143,12 @@ def test_likeliest_elements_that_were_said_before() -> None:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=6), st.integers(1, 6))
-def test_sets_of_tries(tries: list[bool], k: int) -> None:
-    n, right = len(tries), sum(tries)
+def test_pass_at_k_equals_enumeration(tries: list[bool], k: int) -> None:
+    n, correct = len(tries), sum(tries)
     if k > n:
         with pytest.raises(SegueError, match="tries or more"):
-            pass_at(k, [n], [right])
+            pass_at(k, [n], [correct])
         return
-    drawn = [any(some) for some in combinations(tries, k)]
-    assert pass_at(k, [n], [right]) == pytest.approx(np.mean(drawn))
-    assert pass_at(k, [n, n], [right, 0]) == pytest.approx(np.mean(drawn) / 2)
+    passes = [any(chosen) for chosen in combinations(tries, k)]
+    assert pass_at(k, [n], [correct]) == pytest.approx(np.mean(passes))
+    assert pass_at(k, [n, n], [correct, 0]) == pytest.approx(np.mean(passes) / 2)

@@ -29,26 +29,26 @@ def test_every_decoder_and_drafter_is_in_it(tool: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_name_lies_on_another_or_on_a_point(tool: Any, seed: int) -> None:
+def test_labels_overlap_neither_each_other_nor_points(tool: Any, seed: int) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
     random = np.random.default_rng(seed)
-    found = {name: {"judge": random.normal(-3, 0.4), "distinct-2": random.uniform(0.2, 0.9), "model": -3.0,
-                    "rep-4": 0.1, "self-BLEU": 30.0} for name, way in tool.WAYS.items() if way.family != "drafts"}
-    found[tool.TRUTH] = {"judge": -3.2, "model": -3.1, "rep-4": 0.0}
+    result = {name: {"judge": random.normal(-3, 0.4), "distinct-2": random.uniform(0.2, 0.9), "model": -3.0,
+                     "rep-4": 0.1, "self-BLEU": 30.0} for name, way in tool.WAYS.items() if way.family != "drafts"}
+    result[tool.TRUTH] = {"judge": -3.2, "model": -3.1, "rep-4": 0.0}
     speeds = {name: float(np.exp(random.normal())) for name in tool.WAYS} | {"tokens/s": 1000.0}
     figure = Figure(figsize=(13, 7.2), layout="constrained")
     FigureCanvasAgg(figure)
-    tool.draw(found, speeds, figure)
+    tool.draw(result, speeds, figure)
     figure.canvas.draw()
     plane, renderer = figure.axes[0], figure.canvas.get_renderer()
     boxes = [np.array(Text.get_window_extent(text, renderer)) for text in plane.texts]  # without the lines
-    points = plane.transData.transform([(values["judge"], values["distinct-2"]) for values in found.values()
+    points = plane.transData.transform([(values["judge"], values["distinct-2"]) for values in result.values()
                                         if "distinct-2" in values])
-    assert len(boxes) == len(found)
-    for one, two in itertools.combinations(boxes, 2):
-        assert (one[1] <= two[0]).any() or (two[1] <= one[0]).any()
+    assert len(boxes) == len(result)
+    for first, second in itertools.combinations(boxes, 2):
+        assert (first[1] <= second[0]).any() or (second[1] <= first[0]).any()
     assert not any(((box[0] < point) & (point < box[1])).all() for box in boxes for point in points)
-    assert tool.table(found, speeds).count("\n") == len(found) + 4
+    assert tool.table(result, speeds).count("\n") == len(result) + 4

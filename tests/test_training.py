@@ -44,11 +44,12 @@ from segue.verbs.fit import build, subsample
 SMALL = {"width": 32, "depth": 1, "heads": 2, "context": 16, "rows": 4, "threads": 1, "precision": "float32"}
 
 
-def sequences(n: int = 30, least: int = 2, most: int = 60, vocabulary: int = 20, seed: int = 0) -> list[np.ndarray]:
+def sequences(n: int = 30, shortest: int = 2, longest: int = 60, vocabulary: int = 20,
+              seed: int = 0) -> list[np.ndarray]:
     """Learnable: each element is mostly the one before plus one."""
     draw = np.random.default_rng(seed)
     out = []
-    for length in draw.integers(least, most, n):
+    for length in draw.integers(shortest, longest, n):
         steps = np.where(draw.random(length) < 0.8, 1, draw.integers(0, vocabulary, length))
         out.append((np.cumsum(steps) % vocabulary).astype(np.int32))
     return out
@@ -64,7 +65,7 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=30), st.integers(2, 40), st.integers(1, 6),
        st.integers(0, 3))
-def test_an_epoch_shows_every_element_with_its_own_past(lengths: list[int], context: int, rows: int, seed: int) -> None:
+def test_an_epoch_has_every_element_with_its_context(lengths: list[int], context: int, rows: int, seed: int) -> None:
     if max(lengths) < 2:
         lengths[0] = 2
     ends = np.cumsum([0, *lengths])
@@ -72,13 +73,13 @@ def test_an_epoch_shows_every_element_with_its_own_past(lengths: list[int], cont
     store = Arrays([flat[a:b] for a, b in zip(ends[:-1], ends[1:])])
     batches = Batches(store, context, rows, seed)
     document = np.repeat(np.arange(len(lengths)), lengths)
-    seen = np.zeros(len(flat), dtype=int)
+    counts = np.zeros(len(flat), dtype=int)
     for step in range(len(batches.epoch(0).batches)):
         batch = batches.make(step)
         assert batch.tokens.shape == (rows, context)
         live = batch.targets >= 0
         assert (batch.targets[live] == batch.tokens[live] + 1).all()
-        np.add.at(seen, batch.targets[live].numpy(), 1)
+        np.add.at(counts, batch.targets[live].numpy(), 1)
         segments = batch.layout.segments
         if segments is None:
             assert (document[batch.tokens.numpy()] == document[batch.tokens[:, :1].numpy()]).all()
@@ -87,24 +88,24 @@ def test_an_epoch_shows_every_element_with_its_own_past(lengths: list[int], cont
                 for segment in segments[row].unique():
                     inside = (segments[row] == segment) & live[row]
                     assert len(np.unique(document[batch.tokens[row][inside].numpy()])) <= 1
-    wanted = np.concatenate([flat[a + 1 : b] for a, b in zip(ends[:-1], ends[1:])])
-    assert (seen[wanted] >= 1).all() and seen.sum() == seen[wanted].sum()
+    expected = np.concatenate([flat[a + 1 : b] for a, b in zip(ends[:-1], ends[1:])])
+    assert (counts[expected] >= 1).all() and counts.sum() == counts[expected].sum()
     batches.close()
 
 
-def test_batches_depend_on_seed_and_step_alone() -> None:
+def test_batches_depend_on_seed_and_step_only() -> None:
     store = Arrays(sequences())
-    one, two, other = Batches(store, 16, 4, 1), Batches(store, 16, 4, 1), Batches(store, 16, 4, 2)
-    inorder = [one(step) for step in range(30)]
+    first, same_seed, other_seed = Batches(store, 16, 4, 1), Batches(store, 16, 4, 1), Batches(store, 16, 4, 2)
+    inorder = [first(step) for step in range(30)]
     for step in (29, 3, 17):
-        assert torch.equal(two(step).tokens, inorder[step].tokens)
-    assert any(not torch.equal(other(step).tokens, inorder[step].tokens) for step in range(5))
-    for batches in (one, two, other):
+        assert torch.equal(same_seed(step).tokens, inorder[step].tokens)
+    assert any(not torch.equal(other_seed(step).tokens, inorder[step].tokens) for step in range(5))
+    for batches in (first, same_seed, other_seed):
         batches.close()
 
 
 @given(st.lists(st.integers(1, 16), max_size=60))
-def test_packing_fits_and_wastes_little(lengths: list[int]) -> None:
+def test_packing_fits_rows_and_wastes_little(lengths: list[int]) -> None:
     rows = pack_documents(np.array(lengths, dtype=int), 16)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in row) <= 16 for row in rows)
@@ -112,7 +113,7 @@ def test_packing_fits_and_wastes_little(lengths: list[int]) -> None:
 
 
 @pytest.mark.parametrize("mixer", ["attention", "lstm", "mamba", "gla"])
-def test_packed_is_as_apart(mixer: str) -> None:
+def test_packed_documents_equal_separate_ones(mixer: str) -> None:
     torch.manual_seed(0)
     model = Stack(StackConfig(20, 16, [mixer], options={"attention": {"heads": 2}, "gla": {"heads": 2}}))
     parts = [torch.randint(0, 20, (n,)) for n in (5, 1, 7)]
@@ -123,12 +124,12 @@ def test_packed_is_as_apart(mixer: str) -> None:
     packed.total.backward()
     together = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    apart, at = torch.zeros(()), 0
+    separate, at = torch.zeros(()), 0
     for part in parts:
-        apart = apart + NextElement()(model, Batch(part[None], targets[:, at : at + len(part)])).total
+        separate = separate + NextElement()(model, Batch(part[None], targets[:, at : at + len(part)])).total
         at += len(part)
-    apart.backward()
-    torch.testing.assert_close(packed.total, apart, rtol=1e-5, atol=1e-5)
+    separate.backward()
+    torch.testing.assert_close(packed.total, separate, rtol=1e-5, atol=1e-5)
     for name, p in model.named_parameters():
         torch.testing.assert_close(together[name], p.grad, rtol=1e-4, atol=1e-5)
 
@@ -139,8 +140,8 @@ def test_packed_is_as_apart(mixer: str) -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 150), st.sampled_from([8, 16]), st.booleans(),
        st.sampled_from([torch.float32, torch.bfloat16]))
-def test_causal_attention_is_torchs(batch: int, heads: int, n: int, width: int, packed: bool,
-                                    dtype: torch.dtype) -> None:
+def test_causal_attention_equals_torchs(batch: int, heads: int, n: int, width: int, packed: bool,
+                                        dtype: torch.dtype) -> None:
     q, k, v = (torch.randn(batch, heads, n, width, dtype=dtype, requires_grad=True) for _ in range(3))
     segments = (torch.rand(batch, n) < 0.1).long().cumsum(1) if packed else None
     mask = torch.ones(n, n, dtype=torch.bool).tril()[None, None]
@@ -148,17 +149,17 @@ def test_causal_attention_is_torchs(batch: int, heads: int, n: int, width: int, 
         mask = mask & (segments[:, None, :, None] == segments[:, None, None])
     wide = [x.detach().float().requires_grad_() for x in (q, k, v)]
     reference = F.scaled_dot_product_attention(*wide, attn_mask=mask)
-    ours = causal_attention(q, k, v, segments)
+    actual = causal_attention(q, k, v, segments)
     slope = torch.randn_like(reference)
     reference.backward(slope)
-    ours.backward(slope.to(dtype))
+    actual.backward(slope.to(dtype))
     close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.06}
-    torch.testing.assert_close(ours.float(), reference, **close)
+    torch.testing.assert_close(actual.float(), reference, **close)
     for a, b in zip((q, k, v), wide):
         torch.testing.assert_close(a.grad.float(), b.grad, **close)
 
 
-def test_causal_attention_has_no_gradients_of_gradients_rather_than_wrong_ones() -> None:
+def test_causal_attention_refuses_second_gradients() -> None:
     x = torch.randn(1, 1, 4, 8, requires_grad=True)
     slope, = torch.autograd.grad(causal_attention(x, x, x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
@@ -167,26 +168,26 @@ def test_causal_attention_has_no_gradients_of_gradients_rather_than_wrong_ones()
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 2100), st.integers(2, 40), st.integers(1, 20))
-def test_head_cross_entropy_is_torchs(n: int, vocabulary: int, width: int) -> None:
+def test_head_cross_entropy_equals_torchs(n: int, vocabulary: int, width: int) -> None:
     hidden, weight = torch.randn(n, width, requires_grad=True), torch.randn(vocabulary, width, requires_grad=True)
     targets = torch.randint(-1, vocabulary, (n,))
-    ours = head_cross_entropy(hidden, weight, targets)
-    grads = torch.autograd.grad(ours * 0.5, (hidden, weight))
+    actual = head_cross_entropy(hidden, weight, targets)
+    grads = torch.autograd.grad(actual * 0.5, (hidden, weight))
     reference = F.cross_entropy(hidden @ weight.T, targets, ignore_index=-1, reduction="sum")
-    torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(actual, reference, rtol=1e-4, atol=1e-4)
     for a, b in zip(grads, torch.autograd.grad(reference * 0.5, (hidden, weight))):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(2, 24, 24), (3, 64, 16), (1, 16, 80)])
-def test_orthogonalise_evens_out_singular_values(shape: tuple[int, int, int]) -> None:
+def test_orthogonalise_equalises_singular_values(shape: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
-    turned = orthogonalise(torch.randn(shape))
-    values = torch.linalg.svdvals(turned)
+    orthogonal = orthogonalise(torch.randn(shape))
+    values = torch.linalg.svdvals(orthogonal)
     assert values.median() > 0.6 and values.min() > 0.1 and values.max() < 1.3
 
 
-def test_groups_of_parameters() -> None:
+def test_parameters_are_grouped_by_role() -> None:
     model = Stack(StackConfig(20, 16, ["mamba", "attention"], options={"attention": {"heads": 2}}))
     groups = groups_of(model, muon=True)
     state = {id(p) for p in model.state_parameters()}
@@ -200,6 +201,19 @@ def test_groups_of_parameters() -> None:
         {"weight": 0.5, "table": 0.0, "vector": 0.0, "state": 0.0}
 
 
+@pytest.mark.parametrize("options", [{"muon": True}, {"muon": False}, {"sgd": True}])
+def test_a_step_counts_as_a_change_of_each_parameter(options: dict[str, bool]) -> None:
+    """Copies of weights, such as the compiled engine's, are renewed by the parameters' versions."""
+    model = Stack(StackConfig(20, 16, ["mamba", "attention"], options={"attention": {"heads": 2}}))
+    optimiser = Optimiser(model, dict.fromkeys(("matrix", "weight", "table", "vector", "state"), 0.1), **options)
+    model(torch.arange(8)[None]).logits.square().sum().backward()
+    before = {name: (p._version, p.detach().clone()) for name, p in model.named_parameters()}
+    optimiser.step(1.0)
+    for name, parameter in model.named_parameters():
+        version, value = before[name]
+        assert not torch.equal(value, parameter) and parameter._version > version, name
+
+
 # -- the loop
 
 
@@ -207,17 +221,17 @@ def make(folder: Path | None = None, steps: int = 12, strategy: Strategy | None 
          **choices: object) -> Run:
     plan = Plan(20, **{**SMALL, "steps": steps, "measure": 3, **choices})
     store = Arrays(sequences())
-    held = Arrays(sequences(5, seed=9))
+    test_store = Arrays(sequences(5, seed=9))
     return Run(build(plan), Batches(store, plan.context, plan.rows, plan.seed), plan, folder=folder, key="here",
-               strategy=strategy, held_out=lambda m: score(m, held, plan.context).mean, save_seconds=0,
+               strategy=strategy, held_out=lambda m: score(m, test_store, plan.context).mean, save_seconds=0,
                seconds=seconds, most_steps=60)
 
 
 @pytest.mark.parametrize("choices", [{}, {"muon": False, "accumulate": 2}, {"dropout": 0.2, "ema": 0.9, "patience": 9},
                                      {"mixer": "mamba+lstm", "depth": 2}, {"precision": "bfloat16"}])
 def test_resuming_ends_with_the_same_weights(tmp_path: Path, choices: dict) -> None:
-    whole = make(**choices)
-    whole.train(quiet=True)
+    uninterrupted = make(**choices)
+    uninterrupted.train(quiet=True)
     part = make(tmp_path, **choices)
 
     class Killed(BaseException):
@@ -233,8 +247,8 @@ def test_resuming_ends_with_the_same_weights(tmp_path: Path, choices: dict) -> N
         part.train(quiet=True)
     rest = make(tmp_path, **choices)
     rest.train(quiet=True)
-    assert rest.step == whole.step and torch.equal(weights(rest.model), weights(whole.model))
-    assert [e["held_out"] for e in rest.curve] == [e["held_out"] for e in whole.curve]
+    assert rest.step == uninterrupted.step and torch.equal(weights(rest.model), weights(uninterrupted.model))
+    assert [e["held_out"] for e in rest.curve] == [e["held_out"] for e in uninterrupted.curve]
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 13))
 
@@ -260,43 +274,43 @@ def test_a_run_ends_when_its_time_does(monkeypatch: pytest.MonkeyPatch) -> None:
     quicker = make(steps=10, seconds=20, strategy=Clock(monkeypatch, slow=0))
     quicker.train(quiet=True)
     assert 18 <= quicker.elapsed <= 20 and quicker.step == quicker.plan.steps > 35
-    most = make(steps=10, seconds=60, strategy=Clock(monkeypatch, slow=0))
-    most.train(quiet=True)
-    assert most.step == most.most_steps == 60
-    right = make(steps=20, seconds=20, strategy=Clock(monkeypatch, slow=99))
-    right.train(quiet=True)
-    assert right.step == 20
+    fast = make(steps=10, seconds=60, strategy=Clock(monkeypatch, slow=0))
+    fast.train(quiet=True)
+    assert fast.step == fast.most_steps == 60
+    exact = make(steps=20, seconds=20, strategy=Clock(monkeypatch, slow=99))
+    exact.train(quiet=True)
+    assert exact.step == 20
 
 
 def test_resuming_keeps_the_steps_that_were_planned_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = make(steps=40, seconds=20, strategy=Clock(monkeypatch, slow=8))
-    whole.train(quiet=True)
+    uninterrupted = make(steps=40, seconds=20, strategy=Clock(monkeypatch, slow=8))
+    uninterrupted.train(quiet=True)
     part = make(tmp_path, steps=40, seconds=20, strategy=Clock(monkeypatch, slow=8, kill=25))
     with pytest.raises(KeyboardInterrupt):
         part.train(quiet=True)
     rest = make(tmp_path, steps=40, seconds=20, strategy=Clock(monkeypatch, slow=8))
     rest.train(quiet=True)
-    assert rest.step == whole.step < 40 and rest.plan == whole.plan
-    assert torch.equal(weights(rest.model), weights(whole.model))
+    assert rest.step == uninterrupted.step < 40 and rest.plan == uninterrupted.plan
+    assert torch.equal(weights(rest.model), weights(uninterrupted.model))
     with pytest.raises(SegueError, match="belongs to another run"):
         make(tmp_path, steps=40).train(quiet=True)
 
 
-def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_step_and_saves_a_resumable_checkpoint(tmp_path: Path) -> None:
     class Interrupt(Strategy):
         def after_step(self, run: Run) -> None:
             if run.step == 6:
                 signal.raise_signal(signal.SIGINT)
 
-    whole, part, rest = make(), make(tmp_path, strategy=Interrupt()), make(tmp_path)
-    whole.train(quiet=True)
+    uninterrupted, part, rest = make(), make(tmp_path, strategy=Interrupt()), make(tmp_path)
+    uninterrupted.train(quiet=True)
     part.save_seconds = 1e9
     with pytest.raises(KeyboardInterrupt, match="stopped at step 7 of 12; it is saved, run the same command to go on"):
         part.train(quiet=True)
     rest.resume()
     assert rest.step == 7
     rest.train(quiet=True)
-    assert torch.equal(weights(rest.model), weights(whole.model))
+    assert torch.equal(weights(rest.model), weights(uninterrupted.model))
 
 
 def test_a_strategy_sees_every_hook_in_order(tmp_path: Path) -> None:
@@ -334,7 +348,7 @@ def test_a_strategy_sees_every_hook_in_order(tmp_path: Path) -> None:
     assert torch.equal(before, weights(run.model))
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tmp_path, steps=4)
     run.train(quiet=True)
     before = (tmp_path / CHECKPOINT).read_bytes()
@@ -350,21 +364,21 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".tmp")] == []
 
 
-def test_whoever_may_read_the_folder_may_read_the_weights(tmp_path: Path) -> None:
+def test_saved_weights_follow_the_umask(tmp_path: Path) -> None:
     run = make(tmp_path, steps=1)
     run.train(quiet=True)
     (tmp_path / "any").touch()
     assert (tmp_path / CHECKPOINT).stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
-def test_views_of_one_storage_are_written_apart(tmp_path: Path) -> None:
-    whole = torch.arange(10.0)
-    save_tensors(tmp_path / "x.safetensors", {"whole": whole, "end": whole[5:], "again": whole})
-    found, _ = load_tensors(tmp_path / "x.safetensors")
-    assert torch.equal(found["whole"], whole) and torch.equal(found["end"], whole[5:]) and "again" in found
+def test_views_of_one_storage_are_saved_separately(tmp_path: Path) -> None:
+    full = torch.arange(10.0)
+    save_tensors(tmp_path / "x.safetensors", {"whole": full, "end": full[5:], "again": full})
+    results, _ = load_tensors(tmp_path / "x.safetensors")
+    assert torch.equal(results["whole"], full) and torch.equal(results["end"], full[5:]) and "again" in results
 
 
-def test_a_full_disk_as_the_library_meets_it(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_by_save_tensors(tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk (Python ignores its signal, so that writing fails)."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -377,21 +391,21 @@ def test_a_full_disk_as_the_library_meets_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_early_stop_keeps_the_best(tmp_path: Path) -> None:
+def test_early_stopping_restores_the_best_weights(tmp_path: Path) -> None:
     scores = iter([4.0, 3.0, 1.0, 2.0, 2.5, 2.6, 0.1])
-    kept: list[torch.Tensor] = []
+    snapshots: list[torch.Tensor] = []
 
-    def held(model: torch.nn.Module) -> float:
-        kept.append(weights(model).clone())
+    def held_out_score(model: torch.nn.Module) -> float:
+        snapshots.append(weights(model).clone())
         return next(scores)
 
     run = make(steps=60, measure=6, patience=2)
-    run.held_out = held
+    run.held_out = held_out_score
     run.train(quiet=True)
-    assert run.stopped and run.step == 40 and torch.equal(weights(run.model), kept[2])
+    assert run.stopped and run.step == 40 and torch.equal(weights(run.model), snapshots[2])
 
 
-def test_divergence_is_named() -> None:
+def test_divergence_is_reported() -> None:
     run = make(steps=30)
     with torch.no_grad():
         run.model.embedding.weight.fill_(float("nan"))
@@ -422,16 +436,17 @@ def killed_fit(tmp_path: Path, kills: int, steps: int, phases: tuple[int, ...] =
         assert process.returncode == 0, error.decode()
 
     def same() -> None:
-        one, two = (load_tensors(tmp_path / name / "model.safetensors")[0] for name in ("alone", "killed"))
-        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+        undisturbed, killed = (load_tensors(tmp_path / name / "model.safetensors")[0] for name in ("alone", "killed"))
+        assert undisturbed.keys() == killed.keys() and all(torch.equal(undisturbed[name], killed[name])
+                                                           for name in undisturbed)
         assert not (tmp_path / "killed" / "training").exists()
 
-    def here(name: str) -> None:  # no process more than must be
+    def run_here(name: str) -> None:  # no process more than must be
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["", str(tmp_path / name), str(steps)])
             exec(SCRIPT, {})
 
-    here("alone")
+    run_here("alone")
     killed = 0
     work = tmp_path / "killed" / "training"
     while killed < kills:
@@ -451,11 +466,11 @@ def killed_fit(tmp_path: Path, kills: int, steps: int, phases: tuple[int, ...] =
         process.send_signal(signal.SIGKILL)
         process.communicate()
         killed += 1
-    here("killed")
+    run_here("killed")
     same()
 
 
-def test_kill_9_and_go_on(tmp_path: Path) -> None:
+def test_a_fit_resumes_after_kill_9(tmp_path: Path) -> None:
     killed_fit(tmp_path, 1, 60, (3,))  # in the steps
 
 
@@ -475,24 +490,24 @@ def make_of_two() -> Run:
 def test_fit_learns_saves_and_loads(tmp_path: Path) -> None:
     items = [[f"item {i}" for i in s] for s in sequences(120, 10, 40)]
     fitted = segue.fit(items, out=tmp_path / "m", steps=150, quiet=True, **{**SMALL, "rows": 16})
-    held = fitted.report["held_out"]
-    assert held["bits_per_unit"] < 0.8 * held["baselines"]["unigram"] < held["baselines"]["uniform"] + 1
-    assert held["interval"][0] <= held["bits_per_unit"] <= held["interval"][1]
+    held_out = fitted.report["held_out"]
+    assert held_out["bits_per_unit"] < 0.8 * held_out["baselines"]["unigram"] < held_out["baselines"]["uniform"] + 1
+    assert held_out["interval"][0] <= held_out["bits_per_unit"] <= held_out["interval"][1]
     assert {p.name for p in (tmp_path / "m").iterdir()} >= {"config.json", "model.safetensors", "codec", "report.json",
                                                             "README.md", "learning-curve.png", "log.jsonl"}
-    again = segue.load(tmp_path / "m")
-    assert torch.equal(weights(again.model), weights(fitted.model))
-    assert again.evaluate(items).bits_per_unit == pytest.approx(fitted.evaluate(items).bits_per_unit)
+    loaded = segue.load(tmp_path / "m")
+    assert torch.equal(weights(loaded.model), weights(fitted.model))
+    assert loaded.evaluate(items).bits_per_unit == pytest.approx(fitted.evaluate(items).bits_per_unit)
     same = segue.fit(items, out=tmp_path / "m", steps=150, quiet=True, **{**SMALL, "rows": 16})
     assert torch.equal(weights(same.model), weights(fitted.model))
     with pytest.raises(SegueError, match="other data or settings"):
         segue.fit(items, out=tmp_path / "m", steps=151, quiet=True, **SMALL)
-    again.save(tmp_path / "copy")
+    loaded.save(tmp_path / "copy")
     assert torch.equal(weights(segue.load(tmp_path / "copy").model), weights(fitted.model))
 
 
-def test_whatever_a_kill_leaves_of_the_end_of_a_fit_is_a_fitted_model(tmp_path: Path,
-                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fit_killed_at_its_end_resumes_to_the_same_model(tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"out": tmp_path / "m", "steps": 3, "quiet": True, "mix": False, **SMALL}
     (tmp_path / "m" / "training").mkdir(parents=True)  # killed before it wrote anything
     with held(tmp_path / "m" / "training"), pytest.raises(SegueError, match="another process is at work"):
@@ -504,12 +519,12 @@ def test_whatever_a_kill_leaves_of_the_end_of_a_fit_is_a_fitted_model(tmp_path: 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("segue.verbs.fit.shutil", SimpleNamespace(rmtree=killed))
         segue.fit(sequences(), **options)
-    whole, left = segue.fit(sequences(), **options), tmp_path / "m" / "training"
-    assert (left / CHECKPOINT).exists(), "what is left is no unfinished fit"
-    write_json(left / "request.json", whole.report["request"])  # as a moment earlier
-    again = segue.fit(sequences(), **options)
-    assert torch.equal(weights(again.model), weights(whole.model))
-    assert not left.exists() and (tmp_path / "m" / "log.jsonl").exists()
+    fitted, remains = segue.fit(sequences(), **options), tmp_path / "m" / "training"
+    assert (remains / CHECKPOINT).exists(), "what is left is no unfinished fit"
+    write_json(remains / "request.json", fitted.report["request"])  # as a moment earlier
+    resumed = segue.fit(sequences(), **options)
+    assert torch.equal(weights(resumed.model), weights(fitted.model))
+    assert not remains.exists() and (tmp_path / "m" / "log.jsonl").exists()
 
 
 CASES = {
@@ -524,9 +539,9 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_any_shape_of_data_trains(name: str) -> None:
     fitted = segue.fit(CASES[name], steps=20, quiet=True, threads=1)
-    held = fitted.report["held_out"]
-    assert math.isfinite(held["bits_per_unit"]) and held["elements"] > 0
-    assert {"uniform", "unigram", "Kneser-Ney of order 5"} <= held["baselines"].keys()
+    held_out = fitted.report["held_out"]
+    assert math.isfinite(held_out["bits_per_unit"]) and held_out["elements"] > 0
+    assert {"uniform", "unigram", "Kneser-Ney of order 5"} <= held_out["baselines"].keys()
     assert fitted.report["plan"]["steps"] == 20
 
 
@@ -534,19 +549,20 @@ def test_any_shape_of_data_trains(name: str) -> None:
 def test_fit_by_another_objective(name: str) -> None:
     """It is taken, and told where sequences end; in bfloat16 too, where the model says them itself."""
     options: dict[str, Any] = {**SMALL, "steps": 3, "mix": False, "quiet": True, "precision": "bfloat16"}
-    plain, other = (segue.fit(CASES["ten short ones"], objective=each, **options) for each in ("next", name))
-    assert other.report["request"]["objective"] == name and "objective" not in plain.report["request"]
-    assert not torch.equal(weights(other.model), weights(plain.model))
+    by_next, by_named = (segue.fit(CASES["ten short ones"], objective=objective, **options)
+                         for objective in ("next", name))
+    assert by_named.report["request"]["objective"] == name and "objective" not in by_next.report["request"]
+    assert not torch.equal(weights(by_named.model), weights(by_next.model))
     assert getattr(objective_named(name, 7), "eos", 7) == 7
-    assert all(math.isfinite(entry["loss"]) for entry in other.report["curve"])
+    assert all(math.isfinite(entry["loss"]) for entry in by_named.report["curve"])
 
 
 def test_objectives_that_need_more_are_refused(tmp_path: Path) -> None:
     for name, match in (("ditto", "choose from next"), ("decayed-repetition", "needs separator"),
                         ("mixed", "needs parts"), ("distillation", "teacher=FOLDER"), ("masked", "read both ways")):
-        with pytest.raises(SegueError, match=match) as told:
+        with pytest.raises(SegueError, match=match) as error:
             segue.fit(CASES["ten short ones"], out=tmp_path / "m", steps=3, objective=name, quiet=True)
-        assert "\n" not in str(told.value) and not (tmp_path / "m").exists()
+        assert "\n" not in str(error.value) and not (tmp_path / "m").exists()
     with pytest.raises(SegueError, match="of its own"):
         segue.fit(CASES["ten short ones"], steps=3, objective="occupancy", teacher="folder", quiet=True)
 
@@ -578,50 +594,51 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def broken(what: str, folder: Path) -> None:
+def broken(damage: str, folder: Path) -> None:
     weights_file, config = folder / "model.safetensors", folder / "config.json"
     values = json.loads(config.read_text())
     tensors, _ = load_tensors(weights_file)
-    if what == "truncated":
+    if damage == "truncated":
         weights_file.write_bytes(weights_file.read_bytes()[:-50])
-    elif what == "garbage":
+    elif damage == "garbage":
         weights_file.write_bytes(os.urandom(500))
-    elif what == "pickle":
+    elif damage == "pickle":
         torch.save({"x": torch.zeros(2)}, weights_file)
-    elif what == "missing tensor":
+    elif damage == "missing tensor":
         save_tensors(weights_file, dict(list(tensors.items())[1:]))
-    elif what == "unknown tensor":
+    elif damage == "unknown tensor":
         save_tensors(weights_file, {**tensors, "more": torch.zeros(2)})
-    elif what == "shape":
+    elif damage == "shape":
         save_tensors(weights_file, {k: v[:-1] if v.dim() == 2 else v for k, v in tensors.items()})
-    elif what == "type":
+    elif damage == "type":
         save_tensors(weights_file, {k: v.long() for k, v in tensors.items()})
-    elif what == "not finite":
+    elif damage == "not finite":
         save_tensors(weights_file, {k: v * float("nan") if v.is_floating_point() else v for k, v in tensors.items()})
-    elif what == "no weights":
+    elif damage == "no weights":
         weights_file.unlink()
-    elif what == "no codec":
+    elif damage == "no codec":
         (folder / "codec" / "codec.json").unlink()
-    elif what == "no config":
+    elif damage == "no config":
         config.unlink()
-    elif what == "not JSON":
+    elif damage == "not JSON":
         config.write_text("{")
     else:
         change = {"width": {"width": 48}, "vocabulary": {"vocabulary": 9}, "mixer": {"mixers": ["nothing"]},
                   "unknown entry": {"hue": 3}, "huge": {"width": 1 << 40}, "text": {"width": "wide"},
-                  "negative": {"hidden": -3}}[what]
+                  "negative": {"hidden": -3}}[damage]
         config.write_text(json.dumps({**values, "model": {**values["model"], **change}}))
 
 
-@pytest.mark.parametrize("what", ["truncated", "garbage", "pickle", "missing tensor", "unknown tensor", "shape", "type",
-                                  "not finite", "no weights", "no codec", "no config", "not JSON", "width",
-                                  "vocabulary", "mixer", "unknown entry", "huge", "text", "negative"])
-def test_loading_checks_everything(what: str, saved: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "pickle", "missing tensor", "unknown tensor",
+                                    "shape", "type",
+                                    "not finite", "no weights", "no codec", "no config", "not JSON", "width",
+                                    "vocabulary", "mixer", "unknown entry", "huge", "text", "negative"])
+def test_loading_checks_everything(damage: str, saved: Path, tmp_path: Path) -> None:
     import shutil
 
     folder = tmp_path / "m"
     shutil.copytree(saved, folder)
-    broken(what, folder)
+    broken(damage, folder)
     with pytest.raises(SegueError) as error:
         segue.load(folder)
     assert str(folder) in str(error.value)
@@ -632,12 +649,12 @@ def test_loading_checks_everything(what: str, saved: Path, tmp_path: Path) -> No
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(10, 10**9), st.integers(2, 10**6), st.integers(3, 50_000), st.floats(5, 36_000))
-def test_the_choice_is_sane(tokens: int, longest: int, vocabulary: int, seconds: float) -> None:
-    plan, why = choose_plan(Facts(tokens, min(longest, tokens), vocabulary, 2, 3e11, "bfloat16", seconds))
+def test_chosen_plans_are_within_bounds(tokens: int, longest: int, vocabulary: int, seconds: float) -> None:
+    plan, reason = choose_plan(Facts(tokens, min(longest, tokens), vocabulary, 2, 3e11, "bfloat16", seconds))
     assert 8 <= plan.context <= 4096 and plan.rows >= 1 and plan.width % plan.heads == 0 and plan.steps >= 20
-    assert str(vocabulary) in why.replace(",", "")
-    more, _ = choose_plan(Facts(tokens, min(longest, tokens), vocabulary, 2, 3e11, "bfloat16", seconds * 10))
-    assert more.width >= plan.width
+    assert str(vocabulary) in reason.replace(",", "")
+    longer_plan, _ = choose_plan(Facts(tokens, min(longest, tokens), vocabulary, 2, 3e11, "bfloat16", seconds * 10))
+    assert longer_plan.width >= plan.width
 
 
 def test_the_schedule_rises_and_ends_near_zero() -> None:
@@ -662,7 +679,7 @@ def test_windows_score_each_position_once(lengths: list[int], context: int, over
         assert (count[begin + 1 : end] == 1).all()
 
 
-def test_units_are_those_of_what_is_predicted() -> None:
+def test_units_count_predicted_elements_only() -> None:
     """A part without a begin does not say what it begins with; what that is worth is not counted."""
     data = of([b"to be or not to be, " * 90]).split(0.3)[1]
     store = data.encode(ByteCodec())
@@ -672,7 +689,7 @@ def test_units_are_those_of_what_is_predicted() -> None:
     assert units.sum() == sum((store[i].ids[1:] < 256).sum() for i in range(len(store)))
 
 
-def test_strangers_are_told() -> None:
+def test_unknown_held_out_elements_are_reported() -> None:
     model = segue.fit([list("abcab") * 4 for _ in range(30)], steps=2, quiet=True, width=32, depth=1, threads=1)
     for verb in (model.evaluate, lambda data: model.update(data, steps=1, quiet=True)):
         with pytest.raises(SegueError, match=r"knows none of these \d+ events: give data of the sort"):
@@ -682,30 +699,30 @@ def test_strangers_are_told() -> None:
     assert learned.notes == ["33.3% of the events are unknown to the model"]
 
 
-def test_items_that_are_seen_once_only_can_be_learned_all_the_same() -> None:
+def test_items_seen_only_once_can_be_fitted() -> None:
     """The held-out ones are strangers all of them; the fit ends, and says so."""
     model = segue.fit([[f"a{i}", f"b{i}"] for i in range(50)], steps=1, quiet=True, width=32, depth=1, threads=1)
     assert model.report["held_out"]["notes"][0] == "100.0% of the events are unknown to the model"
 
 
-@pytest.mark.parametrize(("few", "even"), [(10, True), (200, False)])
-def test_few_data_are_counted_too(few: int, even: bool) -> None:
+@pytest.mark.parametrize(("documents", "is_even"), [(10, True), (200, False)])
+def test_few_data_get_counts_in_their_mixture(documents: int, is_even: bool) -> None:
     """A network alone would lose to counts; of very few data none are set aside to learn from which to believe."""
     draw = np.random.default_rng(0)
-    lines = [[*"the same tale ", str(draw.integers(9)), *" again and again"] for _ in range(few)]
+    lines = [[*"the same tale ", str(draw.integers(9)), *" again and again"] for _ in range(documents)]
     model = segue.fit(lines, steps=3, quiet=True, width=32, depth=1, threads=1)
-    assert model.mixture is not None and bool((model.mixture.gate.out.weight == 0).all()) == even
-    seen = model.mixture.counts.tables.order.size
-    assert seen == model.report["train_units"] + 2 * model.report["train_documents"]  # every one, its begin and end
-    held, rival = model.report["held_out"], "unigram" if even else "Kneser-Ney of order 5"
-    assert held["bits_per_unit"] < held["baselines"][rival]
+    assert model.mixture is not None and bool((model.mixture.gate.out.weight == 0).all()) == is_even
+    counted = model.mixture.counts.tables.order.size
+    assert counted == model.report["train_units"] + 2 * model.report["train_documents"]  # every one, its begin and end
+    held_out, rival = model.report["held_out"], "unigram" if is_even else "Kneser-Ney of order 5"
+    assert held_out["bits_per_unit"] < held_out["baselines"][rival]
 
 
-def test_of_many_held_out_documents_a_sample_is_scored() -> None:
+def test_many_held_out_documents_are_subsampled() -> None:
     data = of([[str(i), "b"] for i in range(50)], kind="cases")
     assert subsample(data, 1.5) is data and subsample(data, 1.0) is data
-    some = subsample(data, 0.1)
-    assert [record.object[0] for record in some] == ["0", "12", "24", "36", "49"]
+    sample = subsample(data, 0.1)
+    assert [record.object[0] for record in sample] == ["0", "12", "24", "36", "49"]
     assert len(subsample(data, 1e-9)) == 1
     scored, sizes = mixed.elements_to_score, mixed.calibration_sizes
     assert scored(50_000, 0.3) == 2_000 < scored(50, 0.3) < scored(50, 3) < scored(50, None)
@@ -718,23 +735,24 @@ def test_carried_and_windowed_scores_agree(mixer: str) -> None:
     options = {"attention": {"heads": 2, "window": 4096}}
     model = Stack(StackConfig(20, 16, [mixer], options=options if mixer == "attention" else {})).eval()
     store = Arrays([*sequences(9, 1, 300), *sequences(1, 600, 601)])
-    whole, carried = score(model, store, 1000, rows=4), score(model, store, None, rows=4)
-    assert np.allclose(whole.nats, carried.nats, rtol=1e-4)
-    assert (whole.counts == carried.counts).all() and (whole.counts == np.maximum(0, np.diff(store.offsets) - 1)).all()
-    assert (whole.hits == carried.hits).all()
+    windowed, carried = score(model, store, 1000, rows=4), score(model, store, None, rows=4)
+    assert np.allclose(windowed.nats, carried.nats, rtol=1e-4)
+    assert (windowed.counts
+            == carried.counts).all() and (windowed.counts == np.maximum(0, np.diff(store.offsets) - 1)).all()
+    assert (windowed.hits == carried.hits).all()
 
 
-def test_tally_counts_what_it_says() -> None:
+def test_tally_counts_hits_and_nats() -> None:
     tally = Tally(2)
     logits = torch.tensor([[0.0, math.log(3.0)], [0.0, math.log(3.0)], [math.log(9.0), 0.0]])
     tally.add(logits, torch.tensor([1, 0, 0]), torch.tensor([0, 0, 1]))
-    done = tally.result()
-    assert np.allclose(done.nats, [-math.log(0.75) - math.log(0.25), -math.log(0.9)])
-    assert done.hits[:, 0].tolist() == [1, 1] and done.counts.tolist() == [2, 1]
-    assert done.bins[0].sum() == 3 and done.bins[1].sum() == pytest.approx(0.75 + 0.75 + 0.9)
+    result = tally.result()
+    assert np.allclose(result.nats, [-math.log(0.75) - math.log(0.25), -math.log(0.9)])
+    assert result.hits[:, 0].tolist() == [1, 1] and result.counts.tolist() == [2, 1]
+    assert result.bins[0].sum() == 3 and result.bins[1].sum() == pytest.approx(0.75 + 0.75 + 0.9)
 
 
-def test_interval_covers() -> None:
+def test_the_bootstrap_interval_covers_the_mean() -> None:
     draw = np.random.default_rng(0)
     units = draw.integers(50, 100, 40).astype(float)
     low, high = bits_interval(units * draw.normal(1.0, 0.2, 40) * math.log(2), units)
@@ -746,9 +764,9 @@ def test_weights_of_names_a_tied_table_once() -> None:
     assert "embedding.weight" in weights_of(model) and "head.weight" not in weights_of(model)
 
 
-def test_documents_that_cannot_share_a_row_get_one_each() -> None:
+def test_documents_too_long_to_share_get_a_row_each() -> None:
     store = Arrays([np.arange(n) for n in (3, 5, 9, 2)])
     batch = Batches(store, context=8, rows=4, packing=False).make(0)
     assert batch.starts is None
-    found = {tuple(row[row >= 0].tolist()) for row in batch.targets}
-    assert found == {tuple(range(1, n)) for n in (3, 5, 9, 2)}
+    results = {tuple(row[row >= 0].tolist()) for row in batch.targets}
+    assert results == {tuple(range(1, n)) for n in (3, 5, 9, 2)}

@@ -23,24 +23,24 @@ TABLES: dict[str, dict[str, Any]] = {
     "pitch": {"of": [60, 62, 64, 60, None, None, None]}, "time": {"of": [0, 0, 0, None, 1, 2, None], "sum": True}}
 
 
-def test_pitches_are_looked_up_and_times_summed_up() -> None:
+def test_pitch_and_time_traits_are_extracted() -> None:
     traits, tokens = Traits(TABLES, 7), torch.tensor([[0, 4, 1, 5, 6, 3, 4], [4, 5, 2, 2, 4, 6, 0]])
     starts = torch.zeros(2, 7, dtype=torch.bool)
     starts[1, 4] = True  # the clock begins again
-    found = traits.look_up(tokens, Layout.chain((2, 7), starts=starts))
-    assert found["pitch"].tolist() == [[60, ABSENT, 62, ABSENT, ABSENT, 60, ABSENT],
-                                       [ABSENT, ABSENT, 64, 64, ABSENT, ABSENT, 60]]
-    assert found["time"].tolist() == [[0, 1, 1, 3, 3, 3, 4], [1, 3, 3, 3, 1, 1, 1]]
+    results = traits.look_up(tokens, Layout.chain((2, 7), starts=starts))
+    assert results["pitch"].tolist() == [[60, ABSENT, 62, ABSENT, ABSENT, 60, ABSENT],
+                                         [ABSENT, ABSENT, 64, 64, ABSENT, ABSENT, 60]]
+    assert results["time"].tolist() == [[0, 1, 1, 3, 3, 3, 4], [1, 3, 3, 3, 1, 1, 1]]
 
 
 class Knowing(Attention):
     """Attention over made-up elements whose traits are in their vectors."""
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        return super().run(x, replace(layout, traits=made_up(x)), parts)
+        return super().run(x, replace(layout, traits=synthetic_traits(x)), parts)
 
 
-def made_up(x: Tensor) -> dict[str, Tensor]:
+def synthetic_traits(x: Tensor) -> dict[str, Tensor]:
     x = x.to(torch.bfloat16)  # the same in every type
     pitch = (3 * x[..., 0]).round().long()
     return {"time": (4 * x[..., 1]).round().long(), "pitch": torch.where(x[..., 2] > 1, ABSENT, pitch)}
@@ -51,25 +51,26 @@ OPTIONS = [{"traits": {"time": 3, "pitch": 5}}, {"traits": {"pitch": 4}, "relati
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_it_is_its_loop_over_pairs(options: dict[str, Any]) -> None:
+def test_trait_attention_equals_a_loop_over_pairs(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     mixer, x = Knowing(8, heads=2, positions="none", **options).double(), torch.randn(1, 13, 8, dtype=torch.float64)
-    traits, clamp = made_up(x), options.get("clamp", False)
+    traits, clamp = synthetic_traits(x), options.get("clamp", False)
     q, k, v = (y[0] for y in mixer.project(x, torch.arange(13)[None]))
     mixed = torch.zeros(2, 13, 4, dtype=torch.float64)
-    tables = [(mixer.traits[name], traits[name][0].tolist(), most) for name, most in options["traits"].items()]
+    tables = [(mixer.traits[name], traits[name][0].tolist(), limit) for name, limit in options["traits"].items()]
     for head in range(2):
-        own = 0 if options.get("kv_heads") == 1 else head
+        kv_head = 0 if options.get("kv_heads") == 1 else head
         for i in range(13):
             scores = torch.full((13,), -math.inf, dtype=torch.float64)
             for j in range(max(0, i - options.get("window", 13) + 1), i + 1):
-                scores[j] = q[head, i] @ k[own, j]
+                scores[j] = q[head, i] @ k[kv_head, j]
                 if mixer.distances is not None:
                     scores[j] += q[head, i] @ mixer.distances[head, min(i - j, 5)]
-                for table, of, most in tables:
-                    if ABSENT not in (of[i], of[j]) and (clamp or abs(of[i] - of[j]) < most):
-                        scores[j] += q[head, i] @ table[head, most - 1 + max(-most + 1, min(most - 1, of[i] - of[j]))]
-            mixed[head, i] = (scores / 2).softmax(0) @ v[own]
+                for table, of, limit in tables:
+                    if ABSENT not in (of[i], of[j]) and (clamp or abs(of[i] - of[j]) < limit):
+                        scores[j] += q[head, i] @ table[head, limit - 1
+                                                        + max(-limit + 1, min(limit - 1, of[i] - of[j]))]
+            mixed[head, i] = (scores / 2).softmax(0) @ v[kv_head]
     expected = mixer.out(mixed.transpose(0, 1).flatten(1))
     with torch.no_grad():
         assert torch.allclose(mixer(x)[0], expected, atol=1e-12)
@@ -109,7 +110,7 @@ def test_models_that_compare_traits_decode_exactly() -> None:
     """Ragged rows, forks, a draft tree and the way back: clocks go along."""
     model, tokens = comparing("gru+attention:music"), torch.randint(7, (2, 12))
     assert StackConfig.from_dict(model.config.to_dict()) == model.config
-    whole, state = model(tokens).logits, model.init_state(2, history=4)
+    full, state = model(tokens).logits, model.init_state(2, history=4)
     model.extend(tokens[:, :6], state)
     state.commit(counts=torch.tensor([6, 4]))
     state.rewind(torch.tensor([2, 0]))
@@ -118,30 +119,30 @@ def test_models_that_compare_traits_decode_exactly() -> None:
     drafted = torch.stack([rows[:, 4], (rows[:, 4] + 3) % 7, rows[:, 5], rows[:, 6]], 1)  # the second is a wrong guess
     model.extend(drafted, state, torch.tensor([[-1, -1, 0, 2]] * 3))
     state.commit(torch.tensor([[0, 2, 3]] * 3))
-    found = model.extend(rows[:, 7:], state).logits
-    assert torch.allclose(found, whole[[1, 0, 1], 7:], atol=1e-10)
+    results = model.extend(rows[:, 7:], state).logits
+    assert torch.allclose(results, full[[1, 0, 1], 7:], atol=1e-10)
 
 
-def test_without_differences_it_is_plain_attention() -> None:
-    plain, music = Attention(8), Knowing(8, traits={"time": 4})
-    music.load_state_dict(plain.state_dict() | {"traits.time": torch.zeros(4, 7, 2)})
+def test_zero_trait_tables_equal_plain_attention() -> None:
+    attention, music = Attention(8), Knowing(8, traits={"time": 4})
+    music.load_state_dict(attention.state_dict() | {"traits.time": torch.zeros(4, 7, 2)})
     x = torch.randn(2, 9, 8)
-    assert torch.allclose(plain(x), music(x), atol=1e-6)
+    assert torch.allclose(attention(x), music(x), atol=1e-6)
 
 
-def test_music_higher_and_later_is_the_same_music() -> None:
+def test_trait_attention_is_invariant_to_transposition_and_shift() -> None:
     """Without positions nor embeddings of pitch, only differences have a say."""
     torch.manual_seed(0)
     mixer, x = Attention(8, positions="none", traits={"time": 9, "pitch": 9}), torch.randn(1, 6, 8)
     time, pitch = torch.tensor([[0, 0, 1, 2, 2, 5]]), torch.tensor([[60, 64, 62, 60, 67, ABSENT]])
     layout = Layout.of(x)
-    here = mixer(x, replace(layout, traits={"time": time, "pitch": pitch}))
+    output = mixer(x, replace(layout, traits={"time": time, "pitch": pitch}))
     moved = torch.where(pitch == ABSENT, ABSENT, pitch + 5)
-    assert torch.equal(here, mixer(x, replace(layout, traits={"time": time + 7, "pitch": moved})))
-    assert not torch.allclose(here, mixer(x, replace(layout, traits={"time": time * 2, "pitch": pitch})))
+    assert torch.equal(output, mixer(x, replace(layout, traits={"time": time + 7, "pitch": moved})))
+    assert not torch.allclose(output, mixer(x, replace(layout, traits={"time": time * 2, "pitch": pitch})))
 
 
-def test_traits_that_are_missing_are_named() -> None:
+def test_missing_traits_are_refused_by_name() -> None:
     with pytest.raises(SegueError, match="compares the pitch of elements"):
         Attention(8, traits={"pitch": 4})(torch.randn(1, 4, 8))
     with pytest.raises(SegueError, match="trait 'pitch' is to be"):

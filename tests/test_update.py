@@ -49,12 +49,21 @@ def test_replay_forgets_less_than_naive(folder: Path, tmp_path: Path) -> None:
         assert result.matrix.gain("update 1") > 1.0
         assert result.matrix.names == ["first data", "update 1"]
     assert naive.matrix.forgetting("first data") > 2 * max(0.0, replay.matrix.forgetting("first data")) + 0.05
-    again = segue.load(folder)
-    assert again.report["updates"][0]["matrix"]["scores"] == naive.matrix.scores.tolist()
-    assert list(again.memory.exams) == ["first data", "update 1"]
+    reloaded = segue.load(folder)
+    assert reloaded.report["updates"][0]["matrix"]["scores"] == naive.matrix.scores.tolist()
+    assert list(reloaded.memory.exams) == ["first data", "update 1"]
     assert (folder / "update.png").exists() and not (folder / "updating").exists()
-    third = again.update(words("mno", seed=2), steps=5, quiet=True)
-    assert third.matrix.names == ["first data", "update 1", "update 2"]
+    report_of_third = reloaded.update(words("mno", seed=2), steps=5, quiet=True)
+    assert report_of_third.matrix.names == ["first data", "update 1", "update 2"]
+
+
+def test_a_model_continues_by_its_new_weights(folder: Path) -> None:
+    """The compiled engine, which copies weights, is made anew after an update."""
+    model = segue.load(folder)
+    before = model.continue_("aabb", n=12).text
+    model.update(words("xyz", seed=1), strategy="naive", steps=60, quiet=True, rate=0.01)
+    after = model.continue_("aabb", n=12).text
+    assert after != before and after == segue.load(folder).continue_("aabb", n=12).text
 
 
 class Killed(BaseException):
@@ -73,12 +82,12 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Run, "advance", dying)
 
 
-def test_a_killed_update_goes_on_to_the_same_weights(folder: Path, tmp_path: Path,
+def test_a_killed_update_resumes_to_the_same_weights(folder: Path, tmp_path: Path,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(folder, tmp_path / "other")
     new = words("xyz", 100, seed=1)
-    whole = segue.load(tmp_path / "other")
-    whole.update(new, steps=12, quiet=True, save_seconds=0)
+    uninterrupted = segue.load(tmp_path / "other")
+    uninterrupted.update(new, steps=12, quiet=True, save_seconds=0)
     before = weights_hash(segue.load(folder).model)
     for at in (0, 5, 9):
         with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -89,11 +98,12 @@ def test_a_killed_update_goes_on_to_the_same_weights(folder: Path, tmp_path: Pat
         segue.load(folder).update(new, steps=13, quiet=True)
     resumed = segue.load(folder)
     resumed.update(new, steps=12, quiet=True, save_seconds=0)
-    assert weights_hash(resumed.model) == weights_hash(whole.model) == weights_hash(segue.load(folder).model)
-    assert [p.tolist() for p in resumed.memory.replay.pieces] == [p.tolist() for p in whole.memory.replay.pieces]
+    assert weights_hash(resumed.model) == weights_hash(uninterrupted.model) == weights_hash(segue.load(folder).model)
+    assert [p.tolist() for p in resumed.memory.replay.pieces] == [p.tolist()
+                                                                  for p in uninterrupted.memory.replay.pieces]
 
 
-def test_a_move_that_was_cut_short_is_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_move_of_a_model_is_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
     moves = 0
@@ -114,8 +124,8 @@ def test_a_move_that_was_cut_short_is_finished(folder: Path, monkeypatch: pytest
     assert (folder / "updating" / "complete.json").exists()
     with held(folder / "updating"), pytest.raises(SegueError, match="another process is at work"):
         segue.load(folder)
-    found = segue.load(folder)
-    assert weights_hash(found.model) == weights_hash(model.model)
+    result = segue.load(folder)
+    assert weights_hash(result.model) == weights_hash(model.model)
     assert not (folder / "updating").exists()
     assert json.loads((folder / "report.json").read_text())["updates"]
 
@@ -123,12 +133,12 @@ def test_updates_are_reproducible(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "other")
     new = words("xyz", 60, seed=3)
     a, b = segue.load(folder), segue.load(tmp_path / "other")
-    one, two = (model.update(new, steps=6, quiet=True) for model in (a, b))
-    assert np.array_equal(one.matrix.scores, two.matrix.scores)
+    first, second = (model.update(new, steps=6, quiet=True) for model in (a, b))
+    assert np.array_equal(first.matrix.scores, second.matrix.scores)
     assert weights_hash(a.model) == weights_hash(b.model)
 
 
-def test_what_cannot_be_done_says_so(folder: Path) -> None:
+def test_impossible_updates_are_refused(folder: Path) -> None:
     model: Fitted = segue.load(folder)
     with pytest.raises(SegueError, match="choose from naive, replay"):
         model.update(words("x"), strategy="magic")
@@ -139,24 +149,25 @@ def test_what_cannot_be_done_says_so(folder: Path) -> None:
         model.update(words("xy"), steps=3, quiet=True)
 
 
-@pytest.mark.parametrize("options, says", [
+@pytest.mark.parametrize("options, message", [
     ({"width": 8}, "cannot choose width: choose from rate"),
     ({"strategy": "lora + ewc"}, "lora learns an adapter and not the weights that ewc is about"),
     ({"strategy": "merge + o-lora"}, "o-lora learns an adapter and not the weights that merge is about")])
-def test_what_does_not_go_together_is_refused_at_once(folder: Path, options: dict[str, object], says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_conflicting_options_are_refused_before_learning(folder: Path, options: dict[str, object],
+                                                         message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         segue.load(folder).update(words("def"), steps=2, quiet=True, **options)
     assert not (folder / "updating").exists()
 
 
-def test_a_refused_update_does_not_stand_in_the_way(folder: Path) -> None:
+def test_a_refused_update_does_not_block_the_next(folder: Path) -> None:
     for strategy, choices in (("lora:targets=nothing", {}), ("naive", {"rows": -1})):
         with pytest.raises(SegueError):
             segue.load(folder).update(words("def"), strategy=strategy, steps=2, quiet=True, **choices)
     assert segue.load(folder).update(words("def"), strategy="naive", steps=2, quiet=True).steps == 2
 
 
-def test_a_model_that_reads_both_ways_is_not_asked_for_the_next(tmp_path: Path) -> None:
+def test_models_that_read_both_ways_are_refused_an_update(tmp_path: Path) -> None:
     model = segue.fit(words("abc"), out=tmp_path / "model", steps=2, width=16, depth=1, objective="diffusion", seed=1,
                       quiet=True)
     with pytest.raises(SegueError, match="ewc asks for the next element, and this model reads both ways"):
@@ -164,7 +175,7 @@ def test_a_model_that_reads_both_ways_is_not_asked_for_the_next(tmp_path: Path) 
     assert model.update(words("def"), strategy="replay", steps=2, quiet=True).steps == 2
 
 
-def test_an_update_on_few_data_stops_before_it_harms(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_on_few_data_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random letters, in which there is nothing to learn but by heart."""
     monkeypatch.setattr("segue.verbs.update.steps_before", lambda *_: 200)
     monkeypatch.setattr("segue.training.loop.PACE_TOLERANCE", math.inf)

@@ -82,11 +82,12 @@ WORDS = {"relation": "at least", "num_words": 3}
     ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "less than"},
      "WELL-KNOWN thing", True),
     ("punctuation:no_comma", {}, "one, two", False), ("punctuation:no_comma", {}, "", False)])
-def test_instructions(name: str, arguments: dict[str, Any], response: str, follows: bool) -> None:
+def test_instruction_checks_equal_known_verdicts(name: str, arguments: dict[str, Any], response: str,
+                                                 follows: bool) -> None:
     assert verify(name, response, arguments) is follows
 
 
-def test_languages() -> None:
+def test_languages_are_detected() -> None:
     pytest.importorskip("langdetect")
     english = "this is a plain sentence in the english language"
     assert verify("change_case:english_lowercase", english) and not verify("change_case:english_lowercase", "No.")
@@ -98,7 +99,7 @@ def test_languages() -> None:
 @pytest.mark.parametrize(("text", "count"), [
     ("", 0), ("One", 1), ("One. Two.", 2), ("Dr. No came. He left!", 2), ("Wait... what? Yes.", 2), ("Really?! Yes", 2),
     ("e.g. this. And that", 2), ('"Is it?" It is.', 2), ("J. K. Rowling wrote it.", 1), ("It is 3.5 m. long.", 1)])
-def test_sentences(text: str, count: int) -> None:
+def test_sentences_are_counted(text: str, count: int) -> None:
     assert count_sentences(text) == count
 
 
@@ -108,17 +109,17 @@ def test_a_loose_check_looks_at_eight_variants(text: str) -> None:
     lines = text.split("\n")
     cuts = [text] + ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
     assert set(variants(text)) == set(cuts) | {cut.replace("*", "") for cut in cuts} and len(variants(text)) == 8
-    asked = ("keywords:frequency", {"keyword": "a", "frequency": 2, "relation": "less than"})
-    assert verify(asked[0], text, asked[1], loose=True) == any(
-        each.strip() and each.count("a") < 2 for each in variants(text))
+    instruction = ("keywords:frequency", {"keyword": "a", "frequency": 2, "relation": "less than"})
+    assert verify(instruction[0], text, instruction[1], loose=True) == any(
+        variant.strip() and variant.count("a") < 2 for variant in variants(text))
 
 
-def test_loose() -> None:
+def test_loose_checks_drop_markers() -> None:
     assert not verify("startend:quotation", 'Sure:\n"**so**"')
     assert verify("startend:quotation", 'Sure:\n"**so**"', loose=True)
 
 
-def test_what_cannot_be_verified() -> None:
+def test_unknown_instructions_are_refused() -> None:
     with pytest.raises(SegueError, match="'rhyme' is unknown: choose from keywords"):
         verify("rhyme", "text")
     with pytest.raises(SegueError, match="cannot take the arguments"):
@@ -130,13 +131,13 @@ def test_what_cannot_be_verified() -> None:
     assert set(FOLLOWRAG.values()) <= set(VERIFIERS) and len(FOLLOWRAG) == 22 and len(VERIFIERS) == 25
 
 
-def test_scores() -> None:
+def test_verifier_scores() -> None:
     items = [{"instruction_id_list": ["punctuation:no_comma", "length_words"], "kwargs": [{}, WORDS], "type": "ifnq"},
              {"instruction_id_list": ["format_no_commas"], "kwargs": [{"unused": None}], "type": "iftq"}]
-    found = following(items, ["one two", "so, Sir:\nnone"])
-    assert found.scores() == pytest.approx({"prompts, strict": 0, "instructions, strict": 1 / 3, "prompts, loose": 0.5,
-                                            "instructions, loose": 2 / 3})
-    assert found.families()["length_words"] == {"asked": 1, "strict": 0, "loose": 0}
+    result = following(items, ["one two", "so, Sir:\nnone"])
+    assert result.scores() == pytest.approx({"prompts, strict": 0, "instructions, strict": 1 / 3, "prompts, loose": 0.5,
+                                             "instructions, loose": 2 / 3})
+    assert result.families()["length_words"] == {"asked": 1, "strict": 0, "loose": 0}
 
 
 @pytest.mark.parametrize("name", ["ifeval/input_data.jsonl", "followrag-sample/followRAG_ifnq_first300.jsonl.gz"])
@@ -145,9 +146,9 @@ def test_every_item_of_the_real_sets_can_be_checked(name: str, shared_data: Call
     content = path.read_bytes()
     items = [json.loads(line) for line in (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()]
     pytest.importorskip("langdetect")
-    found = following(items, [item["prompt"][:300] for item in items])
-    assert all(len(strict) == len(item["kwargs"]) for strict, item in zip(found.strict, items))
-    assert all(loose or not strict for rows in zip(found.strict, found.loose) for strict, loose in zip(*rows))
+    result = following(items, [item["prompt"][:300] for item in items])
+    assert all(len(strict) == len(item["kwargs"]) for strict, item in zip(result.strict, items))
+    assert all(loose or not strict for rows in zip(result.strict, result.loose) for strict, loose in zip(*rows))
 
 
 @pytest.mark.parametrize(("name", "arguments"), [
@@ -157,7 +158,7 @@ def test_every_item_of_the_real_sets_can_be_checked(name: str, shared_data: Call
     ("detectable_format:multiple_sections", {"section_spliter": "Part", "num_sections": 1}),
     ("detectable_format:number_highlighted_sections", {"num_highlights": 1})])
 @pytest.mark.parametrize("filler", ["-", "\n", " ", ".", "<", "[", "*"])
-def test_long_runs_of_one_sign_are_read_once(name: str, arguments: dict[str, Any], filler: str) -> None:
+def test_checks_are_linear_on_long_runs(name: str, arguments: dict[str, Any], filler: str) -> None:
     """Quadratic patterns would take minutes."""
     assert not verify(name, "x" + filler * 200_000 + "y", arguments)
 
@@ -167,7 +168,7 @@ def test_long_runs_of_one_sign_are_read_once(name: str, arguments: dict[str, Any
 GOOD = "def evaluate(text):\n    return len(text) > 2\n"
 
 
-def one(body: str, calls: Sequence[Sequence[Any]] = (("x",),), **options: Any) -> list[Any]:
+def evaluate_body(body: str, calls: Sequence[Sequence[Any]] = (("x",),), **options: Any) -> list[Any]:
     return Sandbox(seconds=1.0, **options).run(f"def evaluate(x):\n{body}", "evaluate", calls)
 
 
@@ -177,11 +178,11 @@ def test_plain_functions_run() -> None:
     assert "interpreter" in sandbox.walls
     assert "kernel" in sandbox.walls or sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64")
     body = "    import re, math\n    print(x)\n    return [re.sub('a', 'b', x), math.pi > 3, None, {'k': 1.5}]"
-    assert one(body, [["aa"]])[0].value == ["bb", True, None, {"k": 1.5}]
-    assert one("    return x", [])  == []
+    assert evaluate_body(body, [["aa"]])[0].value == ["bb", True, None, {"k": 1.5}]
+    assert evaluate_body("    return x", [])  == []
 
 
-def test_nothing_runs_without_the_walls_that_it_needs() -> None:
+def test_the_sandbox_refuses_without_its_isolation() -> None:
     for sandbox in (Sandbox(needs=("kernel", "moat")), Sandbox(needs=("moat",))):
         with pytest.raises(SegueError, match=r"no \w+ wall .* needs=\(\)"):
             cross_validate([GOOD], [(["ab"], False)], sandbox)
@@ -210,23 +211,23 @@ def test_nothing_runs_without_the_walls_that_it_needs() -> None:
     "    import re\n    os = re.enum.sys.modules['os']\n    for fd in range(1, 20):\n        try: "
     "os.write(fd, b'[' * 200_000 + b'\\n')\n        except OSError: pass",
 ], ids=lambda body: body.split("\n")[-1].strip()[:30])
-def test_what_goes_wrong_is_no_verdict(body: str, tmp_path: Path) -> None:
+def test_failing_functions_give_no_verdict(body: str, tmp_path: Path) -> None:
     file, begin = tmp_path / "written", time.monotonic()
-    found = one(body.replace("{file}", str(file)), [["x"], ["y"], ["z"]], memory=200 * 2**20)
-    assert len(found) == 3 and not any(out.ok for out in found) and all(out.value is None for out in found)
+    results = evaluate_body(body.replace("{file}", str(file)), [["x"], ["y"], ["z"]], memory=200 * 2**20)
+    assert len(results) == 3 and not any(out.ok for out in results) and all(out.value is None for out in results)
     assert not file.exists() and time.monotonic() - begin < 60
 
 
-def test_a_bad_call_does_not_spoil_the_others() -> None:
-    found = one("    while x == 'loop': pass\n    return x", [["a"], ["loop"], ["b"]])
-    assert [out.value for out in found] == ["a", None, "b"] and found[1].error == "out of time"
+def test_a_failing_call_leaves_the_others_alone() -> None:
+    results = evaluate_body("    while x == 'loop': pass\n    return x", [["a"], ["loop"], ["b"]])
+    assert [out.value for out in results] == ["a", None, "b"] and results[1].error == "out of time"
 
 
-def test_each_function_begins_anew() -> None:
+def test_functions_run_in_fresh_processes() -> None:
     sandbox = Sandbox()
     spoiler = "import re\nre.sub = lambda *a: 'spoiled'\ndef evaluate(x):\n    return re.sub('a', 'b', x)"
     assert sandbox.run(spoiler, "evaluate", [["a"]])[0].value == "spoiled"
-    assert one("    import re\n    return re.sub('a', 'b', x)", [["a"]])[0].value == "b"
+    assert evaluate_body("    import re\n    return re.sub('a', 'b', x)", [["a"]])[0].value == "b"
 
 
 # Functions against cases.
@@ -237,9 +238,9 @@ def test_cross_validation_by_a_hand_table() -> None:
     functions = ["def evaluate(x): return x > 5", "def evaluate(x): return not x <= 5",
                  "def evaluate(x): return x >= 5", "def evaluate(x): return True", "def evaluate(x): return missing"]
     cases = [([x], x > 5) for x in range(11)] + [([11], False)]
-    found = cross_validate(functions, cases, Sandbox(seconds=2.0))
-    assert found.functions == functions[:3] and len(found.cases) == 11 and functions[4] not in found.accuracy
-    assert [round(found.accuracy[source], 3) for source in functions[:4]] == [1.0, 1.0, round(10 / 11, 3),
+    result = cross_validate(functions, cases, Sandbox(seconds=2.0))
+    assert result.functions == functions[:3] and len(result.cases) == 11 and functions[4] not in result.accuracy
+    assert [round(result.accuracy[source], 3) for source in functions[:4]] == [1.0, 1.0, round(10 / 11, 3),
                                                                              round(5 / 11, 3)]
     strict = cross_validate(functions, cases, Sandbox(seconds=2.0), accuracy=0.95)
     assert strict.functions == functions[:2]
@@ -253,48 +254,48 @@ def test_cross_validation_by_a_hand_table() -> None:
     ([f"{GOOD}# {i}" for i in range(3)], [([str(i)], False) for i in range(12)], "all expect the same"),
     (["import requests\n" + GOOD.replace("len", "requests.get")] * 3, [([str(i)], False) for i in range(12)],
      "0 functions run")])
-def test_what_is_dropped(functions: list[str], cases: list[Any], reason: str) -> None:
-    found = cross_validate(functions, cases, Sandbox(seconds=2.0))
-    assert not found.functions and not found.cases and reason in found.reason
+def test_dropped_functions_have_reasons(functions: list[str], cases: list[Any], reason: str) -> None:
+    result = cross_validate(functions, cases, Sandbox(seconds=2.0))
+    assert not result.functions and not result.cases and reason in result.reason
 
 
-def test_a_function_that_says_the_same_of_all_is_dropped() -> None:
+def test_a_constant_function_is_dropped() -> None:
     functions = [f"{GOOD}# {i}" for i in range(3)] + ["def evaluate(text): return True"]
     cases = [(["x" * (3 + i)], True) for i in range(11)] + [(["x"], False)]
     assert cross_validate(functions, cases, Sandbox(seconds=2.0)).functions == functions[:3]
 
 
-@pytest.mark.parametrize(("one_", "other", "alike"), [
+@pytest.mark.parametrize(("one_", "other", "is_equal"), [
     (True, "True", True), (True, " true ", True), (None, "None", True), (None, "null", True), (3, "3", True),
     (3, 3.0, True), (True, 1, False), ("Yes", "yes", True), ([1, "a"], '[1, "a"]', True), (False, None, False),
     ("[" * 200_000, "[" * 200_000 + " ", True)], ids=lambda value: repr(value)[:20])
-def test_values_that_mean_the_same(one_: Any, other: Any, alike: bool) -> None:
-    assert same(one_, other) is alike and normalise(one_) == normalise(normalise(one_))
+def test_equal_values_are_recognised(one_: Any, other: Any, is_equal: bool) -> None:
+    assert same(one_, other) is is_equal and normalise(one_) == normalise(normalise(one_))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_supervisor_s_checks_are_right_where_they_should_be(family: str) -> None:
+def test_the_supervisors_checks_are_right_except_the_planted_one(family: str) -> None:
     cases = sample_cases(family, 60, Random(0))
-    *good, near = CHECKS[family]
-    for check in (*good, near):
+    *correct_checks, planted_check = CHECKS[family]
+    for check in (*correct_checks, planted_check):
         space: dict[str, Any] = {}
         exec(SOURCE.format(check), space)  # our own text
-        wrong = [arguments for arguments, want in cases if space["evaluate"](*arguments) != want]
-        assert bool(wrong) == (check == near), (family, check, wrong[:1])
+        mistakes = [arguments for arguments, expected in cases if space["evaluate"](*arguments) != expected]
+        assert bool(mistakes) == (check == planted_check), (family, check, mistakes[:1])
 
 
 # Data in stages.
 
-def test_items_know_how_they_came_to_be() -> None:
-    made = (Pipeline().write("twice", lambda values: [[{"b": v["a"]}, {"b": v["a"] + 1}] for v in values])
-            .keep("even", lambda values: ["" if v["b"] % 2 == 0 else "odd" for v in values])
-            .write("none of 2", lambda values: [[] if v["b"] == 2 else [{}] for v in values])
-            .run([{"a": 1}, {"a": 3}]))
-    assert [item.value for item in made.items] == [{"a": 3, "b": 4}]
-    assert made.items[0].trail == (("given", 1), ("twice", 1), ("even", 0), ("none of 2", 0))
-    assert made.stages == [("twice", 2, 4), ("even", 4, 2), ("none of 2", 2, 1)]
-    assert made.dropped == {"even": {"odd": 2}}
-    assert json.loads(json.dumps(made.rows()))[0]["provenance"][1] == ["twice", 1]
+def test_pipeline_items_record_their_provenance() -> None:
+    pipeline = (Pipeline().write("twice", lambda values: [[{"b": v["a"]}, {"b": v["a"] + 1}] for v in values])
+                .keep("even", lambda values: ["" if v["b"] % 2 == 0 else "odd" for v in values])
+                .write("none of 2", lambda values: [[] if v["b"] == 2 else [{}] for v in values])
+                .run([{"a": 1}, {"a": 3}]))
+    assert [item.value for item in pipeline.items] == [{"a": 3, "b": 4}]
+    assert pipeline.items[0].trail == (("given", 1), ("twice", 1), ("even", 0), ("none of 2", 0))
+    assert pipeline.stages == [("twice", 2, 4), ("even", 4, 2), ("none of 2", 2, 1)]
+    assert pipeline.dropped == {"even": {"odd": 2}}
+    assert json.loads(json.dumps(pipeline.rows()))[0]["provenance"][1] == ["twice", 1]
     assert Pipeline().run([]).items == []
     with pytest.raises(SegueError, match="answered 0 of 1"):
         Pipeline().keep("lazy", lambda values: []).run([{}])
@@ -345,28 +346,28 @@ def test_verify_reads_items_and_responses_in_any_order(tmp_path: Path) -> None:
     packed = tmp_path / "whole.json.gz"
     packed.write_bytes(gzip.compress(json.dumps([item | {"response": "so", "type": f"if{item['key']}"}
                                                  for item in ITEMS]).encode()))
-    alone = verify_files(packed)
-    assert set(alone.sources) == {"if1", "if2"} and alone.sources["if1"]["prompts, strict"] == 1
+    single = verify_files(packed)
+    assert set(single.sources) == {"if1", "if2"} and single.sources["if1"]["prompts, strict"] == 1
     partly = verify_files(items, lines(tmp_path / "one.jsonl", [{"key": 2, "response": "x"}]))
     assert partly.items == 1 and partly.missing == 1 and "1 items have no response" in str(partly)
 
 
-@pytest.mark.parametrize(("rows", "says"), [
+@pytest.mark.parametrize(("rows", "message"), [
     ([{"prompt": "p"}], "line 1 has no text 'response'"), ([{"response": "r"}], "prompt or key"),
     ([{"prompt": "q", "response": "r"}], "must be alike"), ([3], "line 1 is no JSON object"), ([], "holds no items")])
-def test_verify_says_what_is_wrong_with_responses(rows: list[Any], says: str, tmp_path: Path) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_verify_says_what_is_wrong_with_responses(rows: list[Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SegueError, match=message):
         verify_files(lines(tmp_path / "items.jsonl", ITEMS), lines(tmp_path / "r.jsonl", rows))
 
 
-@pytest.mark.parametrize(("text", "says"), [
+@pytest.mark.parametrize(("text", "message"), [
     ('{"prompt": "p", "instruction_id_list": [], "kwargs": []}', "line 1 has no instruction_id_list"),
     ('{"prompt": "p", "instruction_id_list": ["a"], "kwargs": ["b"]}', "kwargs that are no object"),
     ('{"prompt": "p", "instruction_id_list": [["a"]], "kwargs": [{}]}', "line 1 has no instruction_id_list"),
     ('{"prompt": "p", "instr', "not a line of JSON"), ('[{"a": 1}, 2]', "entry 2 is no JSON"),
     ('[{"a"', "cut short"), ("", "holds no items")])
-def test_verify_says_what_is_wrong_with_items(text: str, says: str, tmp_path: Path) -> None:
+def test_verify_says_what_is_wrong_with_items(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     path.write_text(text)
-    with pytest.raises(SegueError, match=says):
+    with pytest.raises(SegueError, match=message):
         verify_files(path, path)

@@ -24,18 +24,19 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     return model
 
 
-def test_a_story_begins_goes_on_and_is_told(script: Scripted, tmp_path: Path) -> None:
+def test_a_story_is_started_continued_and_printed(script: Scripted, tmp_path: Path) -> None:
     file, text = tmp_path / "story.json", tmp_path / "story.txt"
     first = RUN.invoke(cli.app, ["write", str(file), "m", "--premise", "P.", "--steps", "2"])
     assert first.exit_code == 0 and "Paragraph 2 is told." in first.output and len(script.prompts) == 1 + 2 * 3
-    again = RUN.invoke(cli.app, ["write", str(file), "m", "--steps", "1", "--plans", "first", "--text", str(text)])
-    assert again.exit_code == 0 and len(script.prompts) == 8 and "6 paragraphs" in again.output
+    continued = RUN.invoke(cli.app, ["write", str(file), "m", "--steps", "1", "--plans", "first", "--text", str(text)])
+    assert continued.exit_code == 0 and len(script.prompts) == 8 and "6 paragraphs" in continued.output
     assert text.read_text().split("\n\n")[-1] == "Paragraph 3 is told.\n"
-    asked = RUN.invoke(cli.app, ["write", str(file), "m", "--steps", "2", "--plans", "ask"], input="2\nAll go home.\n")
-    assert asked.exit_code == 0 and "Do 3-2." in script.prompts[-2] and "All go home." in script.prompts[-1]
+    with_choices = RUN.invoke(cli.app, ["write", str(file), "m", "--steps", "2", "--plans", "ask"],
+                              input="2\nAll go home.\n")
+    assert with_choices.exit_code == 0 and "Do 3-2." in script.prompts[-2] and "All go home." in script.prompts[-1]
 
 
-def test_what_is_wrong_is_told(script: Scripted, tmp_path: Path) -> None:
+def test_bad_requests_are_refused(script: Scripted, tmp_path: Path) -> None:
     file = tmp_path / "story.json"
     with pytest.raises(SegueError, match="give a premise"):
         verb.write(file, script)
@@ -51,8 +52,8 @@ def test_what_is_wrong_is_told(script: Scripted, tmp_path: Path) -> None:
             verb.write(file, script)
 
 
-def test_who_asks_no_more_input_is_interrupted(script: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                               capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_input_ends_the_command(script: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "story.json"
     verb.write(file, script, "P.", 0)
     monkeypatch.setattr("sys.stdin", io.StringIO("1\n"))

@@ -13,6 +13,7 @@ from gradients import agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import shake
 
 from segue.errors import SegueError
 from segue.kernels.mlstm import EMPTY, mlstm, mlstm_reference
@@ -26,13 +27,11 @@ EXAMPLES = settings(max_examples=15, deadline=None, derandomize=True, database=N
 with_gradients = partial(gradients.with_gradients, given=2)  # what is third, a maximum, has none
 
 
-def drawn(rows: int, length: int, heads: int, keys: int, values: int, seed: int, spread: float = 1.0) -> list[Tensor]:
+def random_inputs(rows: int, length: int, heads: int, keys: int, values: int, seed: int,
+                  spread: float = 1.0) -> list[Tensor]:
     """q, k, v, gates whose inputs reach +-20 * spread, and an empty memory."""
     g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
+    normal = partial(torch.randn, generator=g, dtype=torch.float64)
     gates = [20 * spread * (2 * torch.rand(rows, length, heads, generator=g, dtype=torch.float64) - 1) for _ in "if"]
     return [normal(rows, length, heads, keys), normal(rows, length, heads, keys) / keys**0.5,
             normal(rows, length, heads, values), *gates,
@@ -43,21 +42,21 @@ def drawn(rows: int, length: int, heads: int, keys: int, values: int, seed: int,
 @given(st.integers(1, 3), st.sampled_from([1, 2, 63, 64, 65, 130]), st.integers(1, 3), st.integers(1, 5),
        st.integers(1, 5), st.booleans(), st.booleans(), st.integers(0, 99))
 @EXAMPLES
-def test_chunks_are_the_loop(rows: int, length: int, heads: int, keys: int, values: int, packed: bool, carried: bool,
-                             seed: int) -> None:
+def test_chunks_equal_the_loop(rows: int, length: int, heads: int, keys: int, values: int, packed: bool, carried: bool,
+                               seed: int) -> None:
     """Parallel inside chunks == step by step, gates up to +-20, with documents and from a given memory."""
-    inputs = drawn(rows, length, heads, keys, values, seed)
+    inputs = random_inputs(rows, length, heads, keys, values, seed)
     g = torch.Generator().manual_seed(seed)
     if carried:
-        inputs[5:] = mlstm_reference(*drawn(rows, 5, heads, keys, values, seed + 1))[1:]
+        inputs[5:] = mlstm_reference(*random_inputs(rows, 5, heads, keys, values, seed + 1))[1:]
     starts = torch.rand(rows, length, generator=g) < 0.1 if packed else None
     agree(with_gradients(mlstm, inputs, starts), with_gradients(mlstm_reference, inputs, starts), 1e-10)
     agree([mlstm(*inputs, starts)[2]], [mlstm_reference(*inputs, starts)[2]], 1e-10)
 
 
-def test_memory_after_lengths() -> None:
-    inputs = drawn(4, 100, 2, 3, 4, 0)
-    inputs[5:] = mlstm_reference(*drawn(4, 5, 2, 3, 4, 1))[1:]
+def test_the_memory_is_that_at_each_length() -> None:
+    inputs = random_inputs(4, 100, 2, 3, 4, 0)
+    inputs[5:] = mlstm_reference(*random_inputs(4, 5, 2, 3, 4, 1))[1:]
     lengths = torch.tensor([0, 1, 70, 100])
     _, memory, m = mlstm(*inputs, None, lengths)
     for row, length in enumerate(lengths.tolist()):
@@ -67,7 +66,7 @@ def test_memory_after_lengths() -> None:
 
 def test_the_stabiliser_changes_nothing() -> None:
     """y_t = sum f...f i k v q / max(|sum f...f i k q|, 1), without any maximum taken off."""
-    q, k, v, i, f, memory, m = drawn(2, 90, 2, 3, 4, 2, spread=0.3)
+    q, k, v, i, f, memory, m = random_inputs(2, 90, 2, 3, 4, 2, spread=0.3)
     y, _, _ = mlstm(q, k, v, i, f, memory, m, eps=0.0)
     joined = F.pad(v, (0, 1), value=1.0)
     for t in range(90):
@@ -82,14 +81,14 @@ def test_parity_with_the_native_kernels_of_transformers() -> None:
     peer = pytest.importorskip("transformers.models.xlstm.modeling_xlstm", reason="transformers is not installed")
     if not hasattr(peer, "mlstm_recurrent_sequence_native"):
         pytest.skip("transformers uses the package xlstm here")
-    q, k, v, i, f, memory, m = drawn(2, 70, 2, 4, 4, 3)
+    q, k, v, i, f, memory, m = random_inputs(2, 70, 2, 4, 4, 3)
     y, _, _ = mlstm(q, k * 4**-0.5, v, i, f, memory, m, eps=0.0)
     heads_first = [x.transpose(1, 2) for x in (q, k, v, i, f)]
     steps = peer.mlstm_recurrent_sequence_native(*heads_first, eps=0.0, dtype_state=torch.float64)
     agree([y], [steps.transpose(1, 2)], 1e-10)
 
 
-def test_blocks_are_one_matrix() -> None:
+def test_block_projections_equal_one_matrix() -> None:
     layer, x = BlockLinear(12, 3, 2).double(), torch.randn(2, 5, 12, dtype=torch.float64)
     agree([torch.cat([y.flatten(2) for y in layer(x).unbind(-2)], -1)], [x @ layer.dense().T], 1e-12)
 
@@ -98,18 +97,18 @@ def slstm_by_loops(mixer: SLSTM, x: Tensor) -> Tensor:
     """(T, D), head by head and step by step, without a stabiliser."""
     taps, (heads, d) = mixer.convolution.weight.shape[1], mixer.recurrence.shape
     line = F.pad(x, (0, 0, taps - 1, 0))
-    near = F.silu(torch.stack([(line[t : t + taps] * mixer.convolution.weight.T).sum(0) for t in range(len(x))])
-                  + mixer.convolution.bias)
+    convolved = F.silu(torch.stack([(line[t : t + taps] * mixer.convolution.weight.T).sum(0) for t in range(len(x))])
+                       + mixer.convolution.bias)
     outputs = []
     for n in range(heads):
         h = c = total = torch.zeros(d, dtype=x.dtype)
         part = slice(n * d, (n + 1) * d)
         lines = []
         for t in range(len(x)):
-            i, f = (mixer.gates.weight[n, g] @ near[t, part] for g in range(2))
+            i, f = (mixer.gates.weight[n, g] @ convolved[t, part] for g in range(2))
             z, o = (mixer.inputs.weight[n, g] @ x[t, part] for g in range(2))
-            own = mixer.recurrence.weight_hh[n] @ h + mixer.recurrence.bias_hh[n]
-            i, f, z, o = (a + b for a, b in zip((i, f, z, o), own))
+            recurrent = mixer.recurrence.weight_hh[n] @ h + mixer.recurrence.bias_hh[n]
+            i, f, z, o = (a + b for a, b in zip((i, f, z, o), recurrent))
             c, total = f.sigmoid() * c + i.exp() * z.tanh(), f.sigmoid() * total + i.exp()
             h = o.sigmoid() * c / total
             lines.append((h - h.mean()) / (h.var(unbiased=False) + 1e-5).sqrt() * mixer.norm.weight[part])
@@ -117,7 +116,7 @@ def slstm_by_loops(mixer: SLSTM, x: Tensor) -> Tensor:
     return torch.cat(outputs, 1)
 
 
-def test_slstm_against_loops() -> None:
+def test_slstm_equals_loops() -> None:
     torch.manual_seed(0)
     mixer = SLSTM(12, heads=3).double()
     mixer.recurrence.weight_hh.data.normal_()
@@ -126,17 +125,16 @@ def test_slstm_against_loops() -> None:
 
 
 @pytest.mark.parametrize("positions", ["none", "rotary"])
-def test_mlstm_against_loops(positions: str) -> None:
+def test_mlstm_equals_loops(positions: str) -> None:
     torch.manual_seed(0)
     mixer = MLSTM(8, heads=2, expand=1, positions=positions, theta=100.0).double()
-    for parameter in mixer.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    shake(mixer, 0.2)
     x = torch.randn(1, 20, 8, dtype=torch.float64)
     u, z = (x[0] @ mixer.into.weight.T).chunk(2, -1)
     line = F.pad(u, (0, 0, 3, 0))
-    near = F.silu(torch.stack([(line[t : t + 4] * mixer.convolution.weight.T).sum(0) for t in range(20)])
-                  + mixer.convolution.bias)
-    q, k = (near @ mixer.qk.dense().T).chunk(2, -1)
+    convolved = F.silu(torch.stack([(line[t : t + 4] * mixer.convolution.weight.T).sum(0) for t in range(20)])
+                       + mixer.convolution.bias)
+    q, k = (convolved @ mixer.qk.dense().T).chunk(2, -1)
     v = u @ mixer.v.dense().T
     i, f = (torch.cat([q, k, v], -1) @ mixer.gates.weight.T + mixer.gates.bias).chunk(2, -1)
     if positions == "rotary":  # after the gates; features i and i + 2 of a head are one complex number
@@ -154,13 +152,13 @@ def test_mlstm_against_loops(positions: str) -> None:
             h = q[t, part] @ memory / (q[t, part] @ total).abs().clamp(min=1.0)
             lines.append((h - h.mean()) / (h.var(unbiased=False) + 1e-5).sqrt() * mixer.norm.weight[part])
         mixed.append(torch.stack(lines))
-    expected = ((torch.cat(mixed, 1) + mixer.skip * near) * F.silu(z)) @ mixer.out.weight.T
+    expected = ((torch.cat(mixed, 1) + mixer.skip * convolved) * F.silu(z)) @ mixer.out.weight.T
     agree([mixer(x)[0]], [expected], 1e-4)  # the constant in the normaliser's denominator
 
 
 @given(length=st.integers(1, 60), seed=st.integers(0, 10**6))
 @EXAMPLES
-def test_gaps_are_filled_in_behind_the_rest(length: int, seed: int) -> None:
+def test_fill_in_the_middle_round_trips(length: int, seed: int) -> None:
     """The inverse gives the sequence, no element is lost or doubled, and each keeps its position."""
     masks, end, ids = [100, 101, 102, 103, 104], 99, list(range(length))
     spans = draw_spans(length, np.random.default_rng(seed))
@@ -173,7 +171,7 @@ def test_gaps_are_filled_in_behind_the_rest(length: int, seed: int) -> None:
     assert tokens[tokens.index(end) + 1 :][:1] == masks[: min(1, len(spans))]
 
 
-def test_what_is_no_filling_is_refused() -> None:
+def test_malformed_fillings_are_refused() -> None:
     assert fill_in_middle([5, 6, 7, 8], [(1, 3)], [9], 4) == ([5, 9, 8, 4, 9, 6, 7], [0, 1, 3, 4, 1, 1, 2])
     for spans in ([(1, 1)], [(2, 3), (1, 2)], [(3, 5)]):
         with pytest.raises(SegueError, match="in order"):
@@ -183,14 +181,14 @@ def test_what_is_no_filling_is_refused() -> None:
             restore_gaps(tokens, [9], 4)
 
 
-def test_gates_begin_as_the_paper_has_them() -> None:
+def test_gate_biases_start_as_in_the_paper() -> None:
     mixer = MLSTM(8, heads=4)
     assert torch.allclose(mixer.gates.bias[4:], torch.tensor([3.0, 4.0, 5.0, 6.0]))
     assert not SLSTM(8, heads=2).recurrence.weight_hh.any()
     assert torch.allclose(SLSTM(8, heads=2, depth=0.5).recurrence.bias_hh[:, 1, [0, -1]], torch.tensor([5.0, -7.0]))
 
 
-def test_widths_must_divide() -> None:
+def test_indivisible_widths_are_refused() -> None:
     with pytest.raises(SegueError, match="12 must be divisible by 5 heads"):
         MLSTM(6, heads=5)
     with pytest.raises(SegueError, match="width 8 must be divisible by 3 blocks"):
@@ -198,21 +196,21 @@ def test_widths_must_divide() -> None:
 
 
 @pytest.mark.parametrize("mixers", [["slstm", "mlstm"], ["mlstm", "attention"], ["bidirectional"]])
-def test_both_strands_are_read_alike(mixers: list[str]) -> None:
+def test_reverse_complement_equivariance(mixers: list[str]) -> None:
     """f(reverse complement of x) is the reverse complement of f(x), for elements and for classes of rows."""
     torch.manual_seed(0)
     partner, tokens = torch.tensor([3, 2, 1, 0]), torch.randint(4, (2, 40))
     stack = Stack(StackConfig(4, 16, mixers, tied=False)).double()
     model = Equivariant(stack, partner)
-    turned = model(mirror(tokens, partner)).logits
-    agree([turned], [model(tokens).logits.flip(1)[..., partner]], 1e-12)
+    mirrored = model(mirror(tokens, partner)).logits
+    agree([mirrored], [model(tokens).logits.flip(1)[..., partner]], 1e-12)
     assert not torch.equal(stack(tokens).logits, model(tokens).logits)
     pooled = Equivariant(Stack(StackConfig(4, 16, mixers, tied=False, pool="mean")).double(), partner, classes=True)
     agree([pooled(mirror(tokens, partner)).logits], [pooled(tokens).logits], 1e-12)
     assert torch.equal(mirror(mirror(tokens, partner), partner), tokens)
 
 
-def test_what_cannot_be_mirrored() -> None:
+def test_models_that_cannot_be_mirrored_are_refused() -> None:
     stack = Stack(StackConfig(4, 16, ["slstm"]))
     with pytest.raises(SegueError, match="no involution"):
         Equivariant(stack, torch.tensor([1, 2, 3, 0]))

@@ -97,7 +97,7 @@ WRONG = "; `≠` differs: a mistake"
 
 def native(name: str) -> tuple[Any, Reread]:
     torch.manual_seed(sum(map(ord, name)))
-    options = {each: SHORT[each] for each in STACKS[name] if each in SHORT}
+    options = {mixer: SHORT[mixer] for mixer in STACKS[name] if mixer in SHORT}
     model = Stack(StackConfig(VOCABULARY, WIDTH, STACKS[name], options)).double().eval().requires_grad_(False)
     for key, parameter in model.named_parameters():
         if name not in STIFF or ".recurrence." not in key:
@@ -115,12 +115,12 @@ def transformer(name: str) -> tuple[Any, Reread]:
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**TRANSFORMERS[name], bos_token_id=0, eos_token_id=1,
                                                     pad_token_id=None)
-    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
-    for key, parameter in theirs.named_parameters():
+    source = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for key, parameter in source.named_parameters():
         if parameter.dim() > 1 and not key.endswith("A_log"):
             parameter.data.normal_(std=0.3)
     with tempfile.TemporaryDirectory() as folder:
-        theirs.save_pretrained(folder)
+        source.save_pretrained(folder)
         model = adapt(folder, torch.float64)
 
     def read(tokens: torch.Tensor) -> Output:
@@ -157,8 +157,8 @@ def drafters(model: Any) -> dict[str, Callable[[], Any]]:
         both_ways = {"attention": {"causal": False}}
         return BlockDraft(Stack(StackConfig(VOCABULARY + 1, WIDTH, ["attention"], both_ways)), length=6)
 
-    made = {name: partial(make, model) for name, make in DRAFTERS.items()}
-    return made | {"heads": heads, "small model": small, "block": block}
+    makers = {name: partial(make, model) for name, make in DRAFTERS.items()}
+    return makers | {"heads": heads, "small model": small, "block": block}
 
 
 MODEL_DRAFTS = ("heads", "small model", "block")  # those that need a model
@@ -167,68 +167,69 @@ COLUMNS = [*DECODERS, *(name for name in (*DRAFTERS, *MODEL_DRAFTS) if name not 
            "sets"]
 
 
-def same(found: Sequence[Any], expected: Sequence[Any]) -> bool:
-    return all((a.tokens, a.finish, [each.tokens for each in a.others]) ==
-               (b.tokens, b.finish, [each.tokens for each in b.others]) for a, b in zip(found, expected, strict=True))
+def same(actual: Sequence[Any], expected: Sequence[Any]) -> bool:
+    return all((a.tokens, a.finish, [other.tokens for other in a.others]) ==
+               (b.tokens, b.finish, [other.tokens for other in b.others])
+               for a, b in zip(actual, expected, strict=True))
 
 
 def with_sets(model: Any, n: int) -> tuple[list[Any], bool]:
     """Answers beside plain prompts, and whether they are those of a full forward for every token, in every order."""
     first, parts, last = SETS
     orders = [SetPrompt([first, list(order), last], canonical=False) for order in itertools.permutations(parts)]
-    found = generate(model, [*PROMPTS[:2], orders[0]], n)
-    right = found[2].tokens == generate(model, orders[-1:], n)[0].tokens and same(
-        found[:2], generate(model, PROMPTS[:2], n))
-    said: list[int] = []
-    for token in found[2].tokens:
-        whole = SetPrompt([first, parts, [*last, *said]], canonical=False)
-        out = model.extend(torch.tensor([list(whole)]), model.init_state(1), layout=layout_with_sets([whole]))
-        right = right and int(out.logits[0, -1].argmax()) == token
-        said.append(token)
-    return found, right
+    results = generate(model, [*PROMPTS[:2], orders[0]], n)
+    exact = results[2].tokens == generate(model, orders[-1:], n)[0].tokens and same(
+        results[:2], generate(model, PROMPTS[:2], n))
+    tokens: list[int] = []
+    for token in results[2].tokens:
+        prompt = SetPrompt([first, parts, [*last, *tokens]], canonical=False)
+        out = model.extend(torch.tensor([list(prompt)]), model.init_state(1), layout=layout_with_sets([prompt]))
+        exact = exact and int(out.logits[0, -1].argmax()) == token
+        tokens.append(token)
+    return results, exact
 
 
-def answers(model: Any, truth: Reread, column: str, n: int) -> tuple[list[Any], bool | None]:
+def answers(model: Any, reference: Reread, column: str, n: int) -> tuple[list[Any], bool | None]:
     """Answers, and whether they are those of the reference (None: they need not be)."""
-    def run(over: Any = model, **options: Any) -> list[Any]:
-        return generate(over, PROMPTS, SHORTER.get(column, n), eos=VOCABULARY - 1, seed=1, adaptive=False, **options)
+    def run(decoded: Any = model, **options: Any) -> list[Any]:
+        return generate(decoded, PROMPTS, SHORTER.get(column, n), eos=VOCABULARY - 1, seed=1, adaptive=False, **options)
 
     if column == "sets":
         return with_sets(model, n)
     if column.startswith("acceptor "):
         return run(decoder="sample", draft="both", acceptor=column.removeprefix("acceptor ")), None
     if column == "backspace":
-        found = run(backspace=5, draft="both")
-        return found, same(found, run(truth, backspace=5))
+        results = run(backspace=5, draft="both")
+        return results, same(results, run(reference, backspace=5))
     if column in ("callback", "regex"):
         rule = Pattern(LETTERS, "(abc|d?e)*[f-i]{0,9}") if column == "regex" else LegalNext(
             lambda said: [token for token in range(VOCABULARY) if (token + len(said)) % 3])
-        found = run(processors=(rule,), draft="both")
-        return found, same(found, run(processors=(rule,)))
-    recipe, table = DECODERS.get(column), drafters(model)
+        results = run(processors=(rule,), draft="both")
+        return results, same(results, run(processors=(rule,)))
+    recipe, makers = DECODERS.get(column), drafters(model)
     if recipe is not None and recipe.draft is None:
-        found = run(decoder=column, **OPTIONS.get(column, {}))
-        return found, same(found, run(truth, decoder=column, **OPTIONS.get(column, {})))
-    right = True
-    for way in ("sample", "greedy"):
-        found = run(decoder=way, draft=table[column if recipe is None else str(recipe.draft)]())
-        right = right and same(found, run(decoder=way))
-    return found, right
+        results = run(decoder=column, **OPTIONS.get(column, {}))
+        return results, same(results, run(reference, decoder=column, **OPTIONS.get(column, {})))
+    exact = True
+    for decoder in ("sample", "greedy"):
+        results = run(decoder=decoder, draft=makers[column if recipe is None else str(recipe.draft)]())
+        exact = exact and same(results, run(decoder=decoder))
+    return results, exact
 
 
 def row(name: str, n: int) -> dict[str, Any]:
     """The cells of one model: [mark, tokens per pass, tokens per second], or the reason why there are none."""
-    model, truth = MODELS[name](name)
+    model, reference = MODELS[name](name)
     cells: dict[str, Any] = {}
     for column in COLUMNS:
         try:
-            found, right = answers(model, truth, column, n)
+            results, exact = answers(model, reference, column, n)
         except SegueError as error:
             cells[column] = str(error)
             continue
-        produced, seconds = sum(each.produced for each in found), found[0].seconds["total"]
-        passes = sum(each.passes for each in found)
-        cells[column] = ["≈" if right is None else "=" if right else "≠", produced / passes, produced / seconds]
+        produced, seconds = sum(result.produced for result in results), results[0].seconds["total"]
+        passes = sum(result.passes for result in results)
+        cells[column] = ["≈" if exact is None else "=" if exact else "≠", produced / passes, produced / seconds]
     return cells | {"path": model.path}
 
 
@@ -238,29 +239,29 @@ def row(name: str, n: int) -> dict[str, Any]:
 def table(title: str, cells: dict[str, dict[str, Any]], show: Callable[[dict[str, Any], str], str]) -> Iterator[str]:
     yield from (f"## {title}", "", f"| model | {' | '.join(column.replace('acceptor ', '') for column in COLUMNS)} |",
                 "|---" * (len(COLUMNS) + 1) + "|")
-    for name, found in cells.items():
+    for name, row in cells.items():
         label = f"`{name}`" if name in STACKS else name
-        yield f"| {label} | {' | '.join(show(found, column) for column in COLUMNS)} |"
+        yield f"| {label} | {' | '.join(show(row, column) for column in COLUMNS)} |"
     yield ""
 
 
 def page(cells: dict[str, dict[str, Any]], n: int) -> str:
-    def exact(found: dict[str, Any], column: str) -> str:
-        cell = found[column]
+    def exact(row: dict[str, Any], column: str) -> str:
+        cell = row[column]
         return "·" if isinstance(cell, str) else f"{cell[0]} {cell[1]:.1f}"
 
-    def speed(found: dict[str, Any], column: str) -> str:
-        cell = found[column]
-        return "·" if isinstance(cell, str) else f"{cell[2] / found['greedy'][2]:.2g}"
+    def speed(row: dict[str, Any], column: str) -> str:
+        cell = row[column]
+        return "·" if isinstance(cell, str) else f"{cell[2] / row['greedy'][2]:.2g}"
 
-    wrong = any("≠" in exact(found, column) for found in cells.values() for column in COLUMNS)
+    wrong = any("≠" in exact(row, column) for row in cells.values() for column in COLUMNS)
     reasons: dict[str, list[str]] = {}
-    for name, found in cells.items():
+    for name, row in cells.items():
         for column in COLUMNS:
-            if isinstance(found[column], str):
-                reason = re.sub(r"^(a )?[A-Z]\w+ ", "", found[column])  # the class is that of the model named beside it
+            if isinstance(row[column], str):
+                reason = re.sub(r"^(a )?[A-Z]\w+ ", "", row[column])  # the class is that of the model named beside it
                 reasons.setdefault(f"{column}: {reason}", []).append(name)
-    ways = sorted({found["path"].partition(", ")[2] for name, found in cells.items() if name in TRANSFORMERS})
+    ways = sorted({row["path"].partition(", ")[2] for name, row in cells.items() if name in TRANSFORMERS})
     lines = [HEADER.replace("{tokens}", str(n)).replace("{wrong}", WRONG if wrong else ""),
              *table("Exact, and tokens per pass", cells, exact), "Not applicable:", "",
              *(f"- {reason} ({', '.join(names)})" for reason, names in sorted(reasons.items())), "",
@@ -277,13 +278,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="answers of 8 tokens")
     parser.add_argument("--out", type=Path, default=PAGE)
     parser.add_argument("--cells", type=Path, help="where rows that are done are kept (default: beside the page)")
-    given = parser.parse_args()
-    n = 8 if given.quick else 24
-    done = Cells(given.cells or given.out.with_suffix(".cells.json"))
-    done.meter = lambda count, name="": print(f"{count} of {len(MODELS)}: {name}", file=sys.stderr, flush=True)
+    args = parser.parse_args()
+    n = 8 if args.quick else 24
+    cells = Cells(args.cells or args.out.with_suffix(".cells.json"))
+    cells.meter = lambda count, name="": print(f"{count} of {len(MODELS)}: {name}", file=sys.stderr, flush=True)
     key = f"{n} tokens, {' '.join(COLUMNS)}"  # a new decoder asks all rows again
-    found = done.compute({f"{name}; {key}": partial(row, name, n) for name in MODELS}, cores())
-    write_text(given.out, page(dict(zip(MODELS, found.values())), n))
+    rows = cells.compute({f"{name}; {key}": partial(row, name, n) for name in MODELS}, cores())
+    write_text(args.out, page(dict(zip(MODELS, rows.values())), n))
 
 
 if __name__ == "__main__":

@@ -80,9 +80,9 @@ def compiles(name: str) -> bool:
 def source(mixer: type[Mixer]) -> str:
     """The papers that the mixer's file names."""
     page = f"{inspect.getmodule(mixer).__doc__} {mixer.__doc__}"
-    found = dict.fromkeys(re.findall(r"[A-Z]\S*(?: et al\.| & [A-Z]\S*|) \(?\d{4}|arXiv \d{4}\.\d{5}", page))
-    numbers = [text for text in found if text.startswith("arXiv")]
-    return ", ".join(numbers or list(found))
+    citations = dict.fromkeys(re.findall(r"[A-Z]\S*(?: et al\.| & [A-Z]\S*|) \(?\d{4}|arXiv \d{4}\.\d{5}", page))
+    numbers = [text for text in citations if text.startswith("arXiv")]
+    return ", ".join(numbers or list(citations))
 
 
 def contract(name: str, examples: int = 4) -> str:
@@ -93,11 +93,11 @@ def contract(name: str, examples: int = 4) -> str:
 
 def row(name: str) -> str:
     kind, mixer = MIXERS[name], build(name, WIDTH)
-    yes = {True: "yes", False: ""}
+    marks = {True: "yes", False: ""}
     file = Path(inspect.getfile(kind)).name
     reads = "back" if mixer.causal else "both ways"
-    cells = [f"[`{name}`](../segue/mixers/{file})", reads, state_size(mixer), kind.cost, yes[mixer.resettable],
-             str(mixer.axes), yes[mixer.linear_in_values], yes[compiles(name)], source(kind), contract(name)]
+    cells = [f"[`{name}`](../segue/mixers/{file})", reads, state_size(mixer), kind.cost, marks[mixer.resettable],
+             str(mixer.axes), marks[mixer.linear_in_values], marks[compiles(name)], source(kind), contract(name)]
     return f"| {' | '.join(cells)} |"
 
 

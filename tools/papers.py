@@ -65,15 +65,15 @@ def measured(report: dict[str, Any]) -> str:
             f"{cell(report['reason'])}. Took {report['seconds']:,.0f} s{computing} on {cell(report['machine'])}.")
 
 
-def section(slug: str, paper: Paper, said: Claim, found: list[dict[str, Any]]) -> list[str]:
+def section(slug: str, paper: Paper, claimed: Claim, runs: list[dict[str, Any]]) -> list[str]:
     """A paper's parts and claim, our figures beside its own, the verdicts and the commands."""
     source = f" ({paper.source})" if paper.source else ""
-    scales = [report["scale"] for report in found] or ["cpu" if "cpu" in said.scales else "gpu"]
-    figures = "<br>".join(f"{cell(what)}: {cell(figure)}" for what, figure in said.paper.items()) or "none"
+    scales = [report["scale"] for report in runs] or ["cpu" if "cpu" in claimed.scales else "gpu"]
+    figures = "<br>".join(f"{cell(what)}: {cell(figure)}" for what, figure in claimed.paper.items()) or "none"
     return [f"## {slug}", "", f"[{paper.title}](../segue/papers/{paper.module}.py){source}", "",
-            f"**Claim.** {said.statement}", "", f"**Rule.** {said.rule[0].upper()}{said.rule[1:]}", "",
+            f"**Claim.** {claimed.statement}", "", f"**Rule.** {claimed.rule[0].upper()}{claimed.rule[1:]}", "",
             row("measured here", "the paper's own figures"), row("---", "---"),
-            row("<br>".join(map(measured, found)) or "not run yet", figures), "",
+            row("<br>".join(map(measured, runs)) or "not run yet", figures), "",
             "Parts: " + ", ".join(f"`{part}`" for part in paper.parts) + ". Command: " +
             ", ".join(f"`segue reproduce {slug} --scale {scale}`" for scale in scales), ""]
 
@@ -87,11 +87,11 @@ def page() -> str:
         if not paper.module:
             planned.append(f"- {paper.title}" + (f" ({paper.source})" if paper.source else ""))
             continue
-        found = reports(slug)
-        verdicts += [report["verdict"] for report in found]
-        index.append(row(f"[{cell(paper.title)}](#{slug})", ", ".join(map(verdict_of, found)) or "not run yet",
+        runs = reports(slug)
+        verdicts += [report["verdict"] for report in runs]
+        index.append(row(f"[{cell(paper.title)}](#{slug})", ", ".join(map(verdict_of, runs)) or "not run yet",
                          f"`segue reproduce {slug}`"))
-        sections += section(slug, paper, claim(slug), found)
+        sections += section(slug, paper, claim(slug), runs)
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts)))
     if planned:
         planned = ["Planned, without a claim yet:", "", *planned, ""]

@@ -19,9 +19,9 @@ from segue.verbs.scoreboard import DEPTH, RATE, SOLVED, TEST_ROWS, VARIANTS, Sco
 ROOT = Path(__file__).resolve().parents[1]
 BOARD = ROOT / "benchmarks" / "results" / "scoreboard"
 PAGE = ROOT / "docs" / "scoreboard.md"
-GOOD = 0.95  # of the way from a guess to all right
+SOLVED_SHARE = 0.95  # of the way from a guess to all right
 
-ASKS = {
+QUESTIONS = {
     "parity": "after each bit: is the number of ones so far odd? One state to flip",
     "modular-count": "after each bit: the number of ones so far, modulo three. A rotation, beyond any diagonal real "
                      "recurrence",
@@ -64,46 +64,48 @@ def row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def board() -> Scoreboard:
+def read_board() -> Scoreboard:
     values = read_json(BOARD / "scoreboard.json")
     return Scoreboard(**values | {"scores": [Score(**score) for score in values["scores"]]})
 
 
-def named(mixer: str) -> str:
+def mixer_link(mixer: str) -> str:
     """A link to the mixer's file, and the options of a variant."""
     name = mixer.partition(":")[0]
     file = MIXERS[name].__module__.rpartition(".")[2]
-    said = ", ".join(f"{option} {value}" for option, value in VARIANTS.get(mixer, {}).items())
-    return f"[`{mixer}`](../segue/mixers/{file}.py)" + f" ({said})" * bool(said)
+    options = ", ".join(f"{option} {value}" for option, value in VARIANTS.get(mixer, {}).items())
+    return f"[`{mixer}`](../segue/mixers/{file}.py)" + f" ({options})" * bool(options)
 
 
 def page() -> str:
-    found = board()
-    scores = [score for score in found.scores if not score.failure]
+    board = read_board()
+    scores = [score for score in board.scores if not score.failure]
     sizes = [score.parameters for score in scores]
     lines = [INTRODUCTION.format(picture="../benchmarks/results/scoreboard/scoreboard.png", rows=TEST_ROWS, depth=DEPTH,
-                                 least=min(sizes), most=max(sizes), rate=RATE, seed=found.seed, solved=SOLVED),
+                                 least=min(sizes), most=max(sizes), rate=RATE, seed=board.seed, solved=SOLVED),
              row("task", "what is asked", "length", "steps", "a guess", "source"), row(*["---"] * 6)]
-    for task, length in found.lengths.items():
-        lines.append(row(f"`{task}`", ASKS[task], f"{length}, {2 * length}", str(found.steps[task]),
-                         f"{found.guess[task]:.0%}", TASKS[task].source))
+    for task, length in board.lengths.items():
+        lines.append(row(f"`{task}`", QUESTIONS[task], f"{length}, {2 * length}", str(board.steps[task]),
+                         f"{board.guess[task]:.0%}", TASKS[task].source))
     lines += ["", "In short. *learned*, *longer*: the mean over the tasks of how far a mixer is on the way from "
-              f"a guess to all right, at both lengths. *solved*: the tasks on which that is {GOOD:.0%} at least, in "
-              "bold where at twice the length too. *time*: of one core for 100 steps.", "",
+              f"a guess to all right, at both lengths. *solved*: the tasks on which that is {SOLVED_SHARE:.0%} at "
+              "least, in bold where at twice the length too. *time*: of one core for 100 steps.", "",
               row("mixer", "learned", "longer", "solved", "width", "time"), row(*["---"] * 6)]
-    for mixer in found.mixers:
-        near, far = ([found.above_guess(mixer, task, what) for task in found.lengths]
-                     for what in ("accuracy", "longer"))
-        solved = [f"**{task}**" if b >= GOOD else task for task, a, b in zip(found.lengths, near, far) if a >= GOOD]
-        own = [score for score in scores if score.mixer == mixer]
-        widths = sorted({score.width for score in own})
-        per_step = sum(score.seconds for score in own) / max(1, sum(score.steps for score in own))
-        lines.append(row(named(mixer), f"{mean(near):.0%}", f"{mean(far):.0%}", ", ".join(solved),
+    for mixer in board.mixers:
+        trained_length, twice_as_long = ([board.above_guess(mixer, task, field) for task in board.lengths]
+                                         for field in ("accuracy", "longer"))
+        solved = [f"**{task}**" if b >= SOLVED_SHARE else task
+                  for task, a, b in zip(board.lengths, trained_length, twice_as_long) if a >= SOLVED_SHARE]
+        mixer_scores = [score for score in scores if score.mixer == mixer]
+        widths = sorted({score.width for score in mixer_scores})
+        per_step = sum(score.seconds for score in mixer_scores) / max(1, sum(score.steps for score in mixer_scores))
+        lines.append(row(mixer_link(mixer), f"{mean(trained_length):.0%}", f"{mean(twice_as_long):.0%}",
+                         ", ".join(solved),
                          " to ".join(map(str, dict.fromkeys((widths[0], widths[-1])) if widths else [])),
                          f"{100 * per_step:.1f} s"))
-    failed = [f"- {score.mixer} on {score.task} failed: {score.failure}" for score in found.scores if score.failure]
-    missing = ", ".join(f"`{mixer}`" for mixer in board_mixers() if mixer not in found.mixers)
-    lines += ["", f"Measured with {found.summary}." + f" Not measured yet: {missing}." * bool(missing), *failed]
+    failed = [f"- {score.mixer} on {score.task} failed: {score.failure}" for score in board.scores if score.failure]
+    missing = ", ".join(f"`{mixer}`" for mixer in board_mixers() if mixer not in board.mixers)
+    lines += ["", f"Measured with {board.summary}." + f" Not measured yet: {missing}." * bool(missing), *failed]
     return "\n".join(lines) + "\n"
 
 

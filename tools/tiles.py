@@ -1,5 +1,5 @@
 """Solve the tile sizes of the fused recurrences with OR-tools' CP-SAT: `python tools/tiles.py` prints the table that
-`segue/kernels/tiles.py` keeps. Needs `the extra `tiles` (ortools)`; nothing else does."""
+`segue/kernels/tiles.py` keeps. Needs the extra `tiles` (ortools)."""
 
 from __future__ import annotations
 

@@ -153,12 +153,12 @@ class Models:
     def attribute(self) -> Any:
         """Foresees whether an answer will hold a run of four tokens twice."""
         places = range(0, len(self.held) // 2, max(len(self.held) // (2 * (20 if self.quick else 150)), 1))
-        prompts = [self.fitted.codec.encode(self.held[at : at + 200]).tolist()[:PROMPT] for at in places]
-        said = [prompt + answer.tokens for temperature in (0.3, 0.8) for prompt, answer in zip(prompts, generate(
-            self.engine, prompts, ANSWER, "sample", temperature=temperature, seed=9))]
-        labels = [clean(text[PROMPT:]) for text in said]
+        prompts = [self.fitted.codec.encode(self.held[start : start + 200]).tolist()[:PROMPT] for start in places]
+        answers = [prompt + continuation.tokens for temperature in (0.3, 0.8) for prompt, continuation in zip(
+            prompts, generate(self.engine, prompts, ANSWER, "sample", temperature=temperature, seed=9))]
+        labels = [has_no_repeats(answer[PROMPT:]) for answer in answers]
         labels[:2] = [True, False]  # both there, whatever was drawn
-        return foresee(self.fitted.model, said, labels, PROMPT, steps=20 if self.quick else 300).attribute
+        return foresee(self.fitted.model, answers, labels, PROMPT, steps=20 if self.quick else 300).attribute
 
     @cached_property
     def places(self) -> list[tuple[list[int], list[int]]]:
@@ -168,76 +168,77 @@ class Models:
         return [(tokens[at : at + PROMPT], tokens[at + PROMPT : at + PROMPT + ANSWER]) for at in starts]
 
 
-def clean(tokens: Sequence[int]) -> bool:
+def has_no_repeats(tokens: Sequence[int]) -> bool:
     return repetition(tokens, 4) == 0.0
 
 
 def options_of(models: Models, name: str) -> dict[str, Any]:
-    way = WAYS[name]
-    more = {"attribute": models.attribute, "holds": clean} if name == "conditional beams" else {}
-    draft = {} if way.draft is None else {
-        "draft": ModelDraft(models.small) if way.draft == "small" else way.draft}
-    return {**way.options, **more, **draft}
+    decoding = WAYS[name]
+    extra = {"attribute": models.attribute, "holds": has_no_repeats} if name == "conditional beams" else {}
+    draft = {} if decoding.draft is None else {
+        "draft": ModelDraft(models.small) if decoding.draft == "small" else decoding.draft}
+    return {**decoding.options, **extra, **draft}
 
 
-def judged(models: Models, name: str) -> dict[str, float]:
+def measure_answers(models: Models, name: str) -> dict[str, float]:
     """Quality and diversity of the answers to all prompts."""
     prompts = [prompt for prompt, _ in models.places]
     if name == TRUTH:
-        lists = [[said] for _, said in models.places]
+        lists = [[truth] for _, truth in models.places]
     else:
-        way, options = WAYS[name], options_of(models, name)
-        model = getattr(models, way.model)
-        seeds = range(LIST) if way.options.get("decoder") == "sample" else [0]
-        runs = [generate(model, prompts, ANSWER, seed=seed, **options, **way.listed) for seed in seeds]
-        lists = [[each.tokens for run in runs for each in (run[at], *run[at].others)] for at in range(len(prompts))]
+        decoding, options = WAYS[name], options_of(models, name)
+        model = getattr(models, decoding.model)
+        seeds = range(LIST) if decoding.options.get("decoder") == "sample" else [0]
+        runs = [generate(model, prompts, ANSWER, seed=seed, **options, **decoding.listed) for seed in seeds]
+        lists = [[result.tokens for run in runs for result in (run[at], *run[at].others)] for at in range(len(prompts))]
         lists = [(answers * LIST)[:LIST] for answers in lists]
-    alone = [answers[0] for answers in lists]
-    found = {"rep-4": mean(repetition(answer, 4) for answer in alone)}
-    for who, model in (("model", models.fitted.model), ("judge", models.judge)):
-        found[who] = mean(log_likelihoods(model, prompt, [answer])[0] / len(answer)
-                          for prompt, answer in zip(prompts, alone))
+    first_answers = [answers[0] for answers in lists]
+    values = {"rep-4": mean(repetition(answer, 4) for answer in first_answers)}
+    for scorer, model in (("model", models.fitted.model), ("judge", models.judge)):
+        values[scorer] = mean(log_likelihoods(model, prompt, [answer])[0] / len(answer)
+                              for prompt, answer in zip(prompts, first_answers))
     if name != TRUTH:
-        found["distinct-2"] = mean(distinct(answers, 2) for answers in lists)
-        found["self-BLEU"] = mean(sentence_bleu(answer, [*answers[:at], *answers[at + 1 :]])
-                                  for answers in lists for at, answer in enumerate(answers))
-    return found
+        values["distinct-2"] = mean(distinct(answers, 2) for answers in lists)
+        values["self-BLEU"] = mean(sentence_bleu(answer, [*answers[:at], *answers[at + 1 :]])
+                                   for answers in lists for at, answer in enumerate(answers))
+    return values
 
 
-def timed(models: Models, rounds: int) -> dict[str, float]:
+def measure_speeds(models: Models, rounds: int) -> dict[str, float]:
     """Tokens per second of one answer at a time, times greedy decoding's: best of some rounds, taken in turn."""
     best: dict[tuple[str, int], float] = {}
     prompts = [prompt for prompt, _ in models.places[:6]]
-    for turn in range(rounds):
-        for number, prompt in enumerate(prompts):
+    for seed in range(rounds):
+        for index, prompt in enumerate(prompts):
             for name in WAYS:
                 options, model = options_of(models, name), getattr(models, WAYS[name].model)
                 begin = time.perf_counter()
-                answer, = generate(model, [prompt], ANSWER, seed=turn, **options)
+                answer, = generate(model, [prompt], ANSWER, seed=seed, **options)
                 seconds = (time.perf_counter() - begin) / len(answer.tokens)
-                best[name, number] = min(seconds, best.get((name, number), math.inf))
-    spent = {name: sum(best[name, number] for number in range(len(prompts))) for name in WAYS}
-    return {name: spent["greedy"] / seconds for name, seconds in spent.items()} | {
-        "tokens/s": len(prompts) / spent["greedy"]}
+                best[name, index] = min(seconds, best.get((name, index), math.inf))
+    seconds_by_name = {name: sum(best[name, index] for index in range(len(prompts))) for name in WAYS}
+    return {name: seconds_by_name["greedy"] / seconds for name, seconds in seconds_by_name.items()} | {
+        "tokens/s": len(prompts) / seconds_by_name["greedy"]}
 
 
 # --- the picture ---------------------------------------------------------------------------------------------------
 
 
-def draw(found: dict[str, dict[str, float]], speeds: dict[str, float], figure: Any) -> None:
+def draw(measured: dict[str, dict[str, float]], speeds: dict[str, float], figure: Any) -> None:
     plane, bars = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    points = {name: (values["judge"], values["distinct-2"]) for name, values in found.items() if "distinct-2" in values}
+    points = {name: (values["judge"], values["distinct-2"]) for name, values in measured.items()
+              if "distinct-2" in values}
     for family, colour in COLOURS.items():
         xy = [points[name] for name in points if WAYS[name].family == family]
         if xy:
             plane.scatter(*zip(*xy), s=46, color=colour, label=family, zorder=3)
-    plane.axvline(found[TRUTH]["judge"], color="black", lw=1, ls=":")
+    plane.axvline(measured[TRUTH]["judge"], color="black", lw=1, ls=":")
     plane.set_xlabel("the judge's log-likelihood of an answer, nats per token (right: likelier)")
     plane.set_ylabel(f"distinct-2 of {LIST} answers to one prompt (up: more diverse)")
     plane.margins(0.14)
     plane.legend(loc="lower left", fontsize=9, frameon=False)
     plane.set_title("quality and diversity", fontsize=11, loc="left")
-    plane.annotate(TRUTH, (found[TRUTH]["judge"], 0.6), (4, 0), xycoords=("data", "axes fraction"),
+    plane.annotate(TRUTH, (measured[TRUTH]["judge"], 0.6), (4, 0), xycoords=("data", "axes fraction"),
                    textcoords="offset points", ha="left", fontsize=9)
     plane.grid(alpha=0.25)
     names = list(reversed(WAYS))
@@ -268,15 +269,15 @@ def label(axes: Any, points: dict[str, tuple[float, float]], renderer: Any) -> N
                              color=COLOURS[WAYS[name].family])
         wide, tall = np.ptp(np.array(text.get_window_extent(renderer)), axis=0)
         best: tuple[float, Any, Any] | None = None
-        for far in range(8, 130, 6):
+        for distance in range(8, 130, 6):
             for angle in np.linspace(0, 2 * np.pi, 24, endpoint=False):
-                way = np.array([np.cos(angle), np.sin(angle)])
-                centre = spot + way * far + np.array([wide / 2 * np.sign(np.round(way[0], 6)), 0])
+                direction = np.array([np.cos(angle), np.sin(angle)])
+                centre = spot + direction * distance + np.array([wide / 2 * np.sign(np.round(direction[0], 6)), 0])
                 half = np.array([wide / 2 + 2, tall / 2 + 1])
                 box = np.array([centre - half, centre + half])
                 outside = (box[0] < frame[0]).any() or (box[1] > frame[1]).any()
                 hits = sum(bool((box[0] < other[1]).all() and (other[0] < box[1]).all()) for other in taken)
-                cost = 1000 * outside + 100 * hits + far / 10
+                cost = 1000 * outside + 100 * hits + distance / 10
                 if best is None or cost < best[0]:
                     best = cost, centre, box
             if best is not None and best[0] < 100:
@@ -289,9 +290,9 @@ def label(axes: Any, points: dict[str, tuple[float, float]], renderer: Any) -> N
                       arrowprops={"arrowstyle": "-", "lw": 0.6, "color": "#999999", "shrinkA": 0, "shrinkB": 4})
 
 
-def table(found: dict[str, dict[str, float]], speeds: dict[str, float]) -> str:
+def table(measured: dict[str, dict[str, float]], speeds: dict[str, float]) -> str:
     lines = ["| | judge | model | rep-4 | distinct-2 | self-BLEU | speed |", "| ---" + " | ---:" * 6 + " |"]
-    for name, values in found.items():
+    for name, values in measured.items():
         variety = (f"{values['distinct-2']:.2f} | {values['self-BLEU']:.0f}" if "distinct-2" in values else "· | ·")
         speed = f"{speeds[name]:.2g}" if name in speeds else "·"
         lines.append(f"| {name} | {values['judge']:.2f} | {values['model']:.2f} | {values['rep-4']:.2f} | {variety} | "
@@ -302,7 +303,7 @@ def table(found: dict[str, dict[str, float]], speeds: dict[str, float]) -> str:
             "(for a model this small, which seldom repeats itself, drafts cost more than they save).\n")
 
 
-def section(models: Models, found: dict[str, dict[str, float]], speeds: dict[str, float]) -> str:
+def section(models: Models, measured: dict[str, dict[str, float]], speeds: dict[str, float]) -> str:
     size, other = (sum(p.numel() for p in model.parameters()) / 1e6 for model in (models.fitted.model, models.judge))
     text = f"""`python tools/tradeoffs.py` lets a model of {size:.1f}M parameters, which has read {models.name}, go on
         from {len(models.places)} held-out places by {ANSWER} tokens in every way. Judge and model: log-likelihood of an
@@ -311,31 +312,31 @@ def section(models: Models, found: dict[str, dict[str, float]], speeds: dict[str
         prompt (who gives one answer gives it {LIST} times); speed: of one answer, times greedy decoding, which says
         {speeds["tokens/s"]:,.0f} tokens/s here ({describe_machine()})."""
     picture = "![Quality, diversity and speed of every decoder](decoding.png)"
-    return f"{picture}\n\n{fill(' '.join(text.split()), 118)}\n\n{table(found, speeds)}"
+    return f"{picture}\n\n{fill(' '.join(text.split()), 118)}\n\n{table(measured, speeds)}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="models that learned next to nothing, four prompts")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "tradeoffs", help="where the work is kept")
-    given = parser.parse_args()
-    work = given.work / ("quick" if given.quick else "full")
-    models, done = Models(work, given.quick), Cells(work / "cells.json")
+    args = parser.parse_args()
+    work = args.work / ("quick" if args.quick else "full")
+    models, cells = Models(work, args.quick), Cells(work / "cells.json")
     torch.set_num_threads(cores())
     work.mkdir(parents=True, exist_ok=True)
     names = [TRUTH, *(name for name in WAYS if WAYS[name].family != "drafts")]
-    done.meter = lambda count, name="": print(f"{count} of {len(names) + 1}: {name}", file=sys.stderr, flush=True)
-    wanted: dict[str, Callable[[], Any]] = {name: partial(judged, models, name) for name in names}
-    found = done.compute(wanted | {"speed": partial(timed, models, 1 if given.quick else 3)}, 1)
-    speeds = found.pop("speed")
-    write_picture(work / "decoding.png" if given.quick else PICTURE, partial(draw, found, speeds), (13, 7.2))
-    text = section(models, found, speeds)
-    if given.quick:
+    cells.meter = lambda count, name="": print(f"{count} of {len(names) + 1}: {name}", file=sys.stderr, flush=True)
+    jobs: dict[str, Callable[[], Any]] = {name: partial(measure_answers, models, name) for name in names}
+    measured = cells.compute(jobs | {"speed": partial(measure_speeds, models, 1 if args.quick else 3)}, 1)
+    speeds = measured.pop("speed")
+    write_picture(work / "decoding.png" if args.quick else PICTURE, partial(draw, measured, speeds), (13, 7.2))
+    text = section(models, measured, speeds)
+    if args.quick:
         print(text)
         return
     page = PAGE.read_text(encoding="utf-8")
-    before, behind = page.index(BEGIN) + len(BEGIN), page.index(END)
-    write_text(PAGE, f"{page[:before]}\n{text}\n{page[behind:]}")
+    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
+    write_text(PAGE, f"{page[:start]}\n{text}\n{page[end:]}")
 
 
 if __name__ == "__main__":

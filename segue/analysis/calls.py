@@ -19,11 +19,11 @@ def call_sites(text: str, calls: bool = False) -> list[tuple[int, int]]:
     return [match.span(1) for match in DOTTED.finditer(text) if match[2] or not calls]
 
 
-def site_numbers(text: str, width: int, calls: bool = False) -> Tensor:
+def site_numbers(text: str, width: int) -> Tensor:
     """(len(text) // width, width) long: the text cut in rows; for each character the number of its call site, which
     includes the character behind the name, or -1. Sites that cross the end of a row are left out."""
     sites = torch.full((len(text) // width * width,), -1)
-    for number, (begin, end) in enumerate(call_sites(text, calls)):
+    for number, (begin, end) in enumerate(call_sites(text)):
         if begin // width == end // width and end < len(sites):
             sites[begin : end + 1] = number
     return sites.view(-1, width)

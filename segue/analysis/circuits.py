@@ -92,14 +92,14 @@ def _split_heads(mixer: Any, y: Tensor, layout: Layout, initial: Parts) -> tuple
 
 
 @torch.no_grad()
-def writes(model: Stack, tokens: Tensor, layout: Layout | None = None, heads: bool = True) -> dict[str, Tensor]:
+def writes(model: Stack, tokens: Tensor, heads: bool = True) -> dict[str, Tensor]:
     """(B, T, D) by component: its write to the residual stream. Their sum is the input of the final norm.
 
     tokens: as the model reads them. heads: split mixers into heads, where they end in a linear map of the heads.
     """
     _check(model)
     model.eval()
-    layout = Layout.of(tokens) if layout is None else layout
+    layout = Layout.of(tokens)
     x = model.embed(tokens, layout.positions)
     by_component, mixed = {"embedding": x}, list[tuple[Tensor, dict[str, Tensor]]]()
 
@@ -118,7 +118,7 @@ def writes(model: Stack, tokens: Tensor, layout: Layout | None = None, heads: bo
 
 
 @torch.no_grad()
-def direct_effects(model: Stack, tokens: Tensor, targets: Tensor, layout: Layout | None = None, heads: bool = True,
+def direct_effects(model: Stack, tokens: Tensor, targets: Tensor, heads: bool = True,
                    means: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """(M,) nats by component, at each of the M positions with a target: the increase of the loss where its write to the
     final residual stream is replaced by its mean, all other writes unchanged (direct mean ablation).
@@ -126,7 +126,7 @@ def direct_effects(model: Stack, tokens: Tensor, targets: Tensor, layout: Layout
     targets: (B, T), -1 for none. means: (D,) by component (see `mean_writes`; default: over positions with targets).
     """
     mask = targets >= 0
-    by_component = {name: write[mask] for name, write in writes(model, tokens, layout, heads).items()}
+    by_component = {name: write[mask] for name, write in writes(model, tokens, heads).items()}
     residual = torch.stack(list(by_component.values())).sum(0)
 
     def loss(x: Tensor) -> Tensor:
@@ -138,9 +138,9 @@ def direct_effects(model: Stack, tokens: Tensor, targets: Tensor, layout: Layout
             for name, write in by_component.items()}
 
 
-def mean_writes(model: Stack, tokens: Tensor, layout: Layout | None = None, heads: bool = True) -> dict[str, Tensor]:
+def mean_writes(model: Stack, tokens: Tensor) -> dict[str, Tensor]:
     """(D,) by component: the mean of its writes over all positions."""
-    return {name: write.flatten(0, 1).mean(0) for name, write in writes(model, tokens, layout, heads).items()}
+    return {name: write.flatten(0, 1).mean(0) for name, write in writes(model, tokens).items()}
 
 
 def _unscaled_norm(norm: Any, x: Tensor) -> Tensor:

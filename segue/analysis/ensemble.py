@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.analysis.probes import minimise
 from segue.analysis.views import VIEWS, Sparse, View
 from segue.errors import SegueError
 from segue.kernels.descent import dual_coordinate_descent
@@ -95,17 +96,8 @@ def fit_weights(scores: np.ndarray, targets: np.ndarray, classes: int) -> np.nda
     y, uniform = torch.from_numpy(targets), 1 / len(scores)
     all_scores = torch.from_numpy(scores)
     root = torch.full((len(scores),), uniform ** 0.5, requires_grad=True)
-    optimizer = torch.optim.LBFGS([root], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = _losses(torch.einsum("k,kmc->mc", root.square(), all_scores), y, classes).mean() + \
-            (root.square() - uniform).square().sum() / all_scores.shape[1]
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)
+    minimise([root], lambda: _losses(torch.einsum("k,kmc->mc", root.square(), all_scores), y, classes).mean() +
+             (root.square() - uniform).square().sum() / all_scores.shape[1], 100)
     return root.detach().square().numpy()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 
 if TYPE_CHECKING:
     from segue.models.predict import SequencePredictor
@@ -36,8 +36,7 @@ def ranks(scores: np.ndarray, targets: np.ndarray, ties: str = "expected",
     ties: "expected" (the mean rank over random orders of equal scores), "optimistic" or "pessimistic".
     seen: for each row, ids that are not candidates (items that the person had already); the target always is one.
     """
-    if ties not in ("expected", "optimistic", "pessimistic"):
-        raise SegueError(f"ties '{ties}' is unknown: choose expected, optimistic or pessimistic")
+    check_choice("ties", ties, ("expected", "optimistic", "pessimistic"))
     true = _target_scores(scores, targets)
     if seen is not None:
         scores = np.array(scores, float)
@@ -88,6 +87,15 @@ def recovery(predicted: Sequence[Any], truth: Sequence[Any]) -> np.ndarray:
     if len(predicted) != len(truth) or not all(len(true) for true in truth):
         raise SegueError(f"{len(predicted)} answers for {len(truth)} true sequences: one for each, none of them empty")
     return np.array([sum(a == b for a, b in zip(one, true)) / len(true) for one, true in zip(predicted, truth)])
+
+
+def frame_metrics(detected: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """How well generated pictures show what they should, by the detections of a classifier. detected, expected:
+    (n, things) bool. "F1": pooled over all things and pictures (Char-F1 of StoryGAN, Li et al. 2019, arXiv 1812.02784);
+    "exact": the share of pictures with exactly the expected things (frame accuracy)."""
+    hits, total = (detected & expected).sum(), detected.sum() + expected.sum()
+    return {"F1": float(2 * hits / max(total, 1)),
+            "exact": float((detected == expected).all(1).sum() / max(len(detected), 1))}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.mixers.layout import Layout, gather_nodes
 from segue.models.classify import ClassHead, CosineHead, LinearHead, PrototypeHead, running_mean
 
@@ -52,8 +52,7 @@ def fitted_head(kind: str, features: Tensor, labels: Tensor, classes: int, *, ep
     rate); temperature: of the cosine head. "logistic" is ridge-penalised logistic regression on standardised features,
     by L-BFGS: it is deterministic.
     """
-    if kind not in PROBES:
-        raise SegueError(f"probe '{kind}' is unknown: choose from {', '.join(PROBES)}")
+    check_choice("probe", kind, PROBES)
     width = features.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -74,21 +73,28 @@ def fitted_head(kind: str, features: Tensor, labels: Tensor, classes: int, *, ep
     return head.requires_grad_(False)
 
 
+def minimise(parameters: Sequence[Tensor], loss: Callable[[], Tensor], steps: int) -> None:
+    """Minimise `loss()` over these parameters, in place, by at most `steps` steps of L-BFGS: deterministic."""
+    optimizer = torch.optim.LBFGS(parameters, max_iter=steps, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+
+
 def _logistic(head: Any, features: Tensor, labels: Tensor) -> ClassHead:
     """Fits a linear head by multinomial logistic regression on standardised features, (M, D) with (M,)."""
     mean, deviation = features.mean(0), features.std(0, correction=0)
     deviation = torch.where(deviation > 1e-6 * features.abs().amax(), deviation, torch.inf)  # constant: weight 0
     scaled = (features - mean) / deviation
     weight, bias = (torch.zeros_like(parameter, requires_grad=True) for parameter in (head.weight, head.bias))
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(scaled @ weight.mT + bias, labels) + RIDGE * weight.square().sum() / 2
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
+    minimise([weight, bias], lambda: F.cross_entropy(scaled @ weight.mT + bias, labels) +
+             RIDGE * weight.square().sum() / 2, 200)
     head.weight.data = weight.detach() / deviation
     head.bias.data = bias.detach() - head.weight.data @ mean
     return head.requires_grad_(False)

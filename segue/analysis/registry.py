@@ -19,7 +19,7 @@ import numpy as np
 from segue.analysis import forecast, metrics, texts
 from segue.analysis.binary import calibration_error
 from segue.analysis.distributions import frechet_distance, mauve, mauve_of, near_groups
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 
 INF = math.inf
 FIXED = "learned"  # the training sequences: never resampled
@@ -164,6 +164,5 @@ METRICS: dict[str, Metric] = {
 
 
 def metric(name: str) -> Metric:
-    if name not in METRICS:
-        raise SegueError(f"metric '{name}' is unknown: choose from {', '.join(METRICS)}")
+    check_choice("metric", name, METRICS)
     return METRICS[name]

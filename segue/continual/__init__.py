@@ -29,7 +29,7 @@ from segue.continual.sharp import Sharp
 from segue.continual.sparsity import SLNID
 from segue.continual.state import StateTuning
 from segue.continual.stream import Experience, class_incremental, learn_stream
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.training.strategy import Strategy
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -53,8 +53,7 @@ def strategy_named(text: str) -> Strategy:
 
 def _strategy(text: str) -> Strategy:
     name, colon, options = text.partition(":")
-    if name not in STRATEGIES:
-        raise SegueError(f"strategy '{name}' is unknown: choose from {', '.join(STRATEGIES)}")
+    check_choice("strategy", name, STRATEGIES)
     strategy_class: Any = STRATEGIES[name]
     parameters = inspect.signature(strategy_class).parameters
     settings: dict[str, Any] = {}

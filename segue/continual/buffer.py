@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from segue.continual.gradients import row_gradients, row_nats
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.files import atomic_write, read_json, write_json
 from segue.objectives import Batch
+from segue.training.checkpoint import join_groups, take_group
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,6 +46,17 @@ def reservoir_slot(seed: int, seen: int, capacity: int) -> int:
     return slot if slot < capacity else -1
 
 
+def structured(ids: np.ndarray, **channels: np.ndarray) -> np.ndarray:
+    """Ids (n,), or with channels (n,) beside them one structured array (n,) of all, with the ids in the field "ids"."""
+    if not channels:
+        return np.asarray(ids)
+    columns = {"ids": np.asarray(ids, np.int32), **channels}
+    joined = np.empty(len(ids), [(name, values.dtype) for name, values in columns.items()])
+    for name, values in columns.items():
+        joined[name] = values
+    return joined
+
+
 class Reservoir:
     """A uniform random sample of at most `capacity` of all pieces of sequences ever offered.
 
@@ -63,7 +75,8 @@ class Reservoir:
         return len(self.pieces)
 
     def offer(self, sequences: Iterable[np.ndarray]) -> None:
-        """Cut sequences of ids (n,) into pieces and offer them."""
+        """Cut sequences into pieces and offer them. A sequence is ids (n,), or a structured array (n,) of "ids" and of
+        channels beside them; all are alike."""
         for ids in sequences:
             for begin in range(0, max(len(ids) - 1, 0), self.length):
                 self._offer(ids[begin : begin + self.length])
@@ -72,16 +85,18 @@ class Reservoir:
         slot = reservoir_slot(self.seed, self.seen, self.capacity)
         self.seen += 1
         if slot >= 0:
-            self.pieces[slot : slot + 1] = [np.array(piece, dtype=np.int32)]
+            self.pieces[slot : slot + 1] = [np.array(piece, dtype=piece.dtype if piece.dtype.names else np.int32)]
 
     def save(self, folder: Path) -> None:
         from safetensors.numpy import save_file
 
         lengths = np.array([len(piece) for piece in self.pieces], dtype=np.int64)
-        ids = np.concatenate(self.pieces) if self.pieces else np.empty(0, np.int32)
+        joined: np.ndarray = np.concatenate(self.pieces) if self.pieces else np.empty(0, np.int32)
+        columns = {name: np.ascontiguousarray(joined[name]) for name in joined.dtype.names} if joined.dtype.names else \
+            {"ids": joined}
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / "replay.safetensors") as temporary:
-            save_file({"ids": ids, "lengths": lengths}, str(temporary))
+            save_file({**columns, "lengths": lengths}, str(temporary))
         write_json(folder / "replay.json", {"capacity": self.capacity, "length": self.length, "seed": self.seed,
                                             "seen": self.seen})
 
@@ -95,13 +110,14 @@ class Reservoir:
             arrays = load_file(str(folder / "replay.safetensors"))
             buffer = cls(values["capacity"], values["length"], values["seed"])
             buffer.seen = values["seen"]
-            ids, lengths = arrays["ids"], arrays["lengths"]
-            if lengths.sum() != len(ids) or len(lengths) > buffer.capacity or (lengths < 0).any():
+            lengths = arrays.pop("lengths")
+            joined = structured(**arrays)
+            if lengths.sum() != len(joined) or len(lengths) > buffer.capacity or (lengths < 0).any():
                 raise SegueError(f"{folder / 'replay.safetensors'} does not fit its replay.json: fit again")
-        except (OSError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise SegueError(f"{folder}: the replay buffer is broken ({error}): fit again, or use another strategy") \
                 from error
-        buffer.pieces = [np.array(piece) for piece in np.split(ids, np.cumsum(lengths)[:-1])] if len(lengths) else []
+        buffer.pieces = [np.array(piece) for piece in np.split(joined, np.cumsum(lengths)[:-1])] if len(lengths) else []
         return buffer
 
 
@@ -117,8 +133,8 @@ class Buffer:
     def __init__(self, capacity: int, update: str | Update = "reservoir", seed: int = 0) -> None:
         if capacity < 1:
             raise SegueError(f"a buffer needs room for a row, not {capacity}")
-        if isinstance(update, str) and update not in UPDATES:
-            raise SegueError(f"update '{update}' is unknown: choose from {', '.join(UPDATES)}")
+        if isinstance(update, str):
+            check_choice("update", update, UPDATES)
         self.capacity, self.seed = capacity, seed
         self.update: Update = UPDATES[update] if isinstance(update, str) else update
         self.clear()
@@ -175,26 +191,23 @@ class Buffer:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The contents for a checkpoint: tensors, and plain values."""
-        tensors = {f"payload.{name}": values for name, values in self.payload.items()}
+        tensors = join_groups({"payload": self.payload})
         grid = None
         if self.batch is not None:
-            tensors |= {f"rows.{name}": values for name in ("tokens", "targets", "starts", "prompt", "sets")
-                        if (values := getattr(self.batch, name)) is not None}
-            tensors |= {f"channels.{name}": values for name, values in self.batch.channels.items()}
+            rows = {name: values for name in ("tokens", "targets", "starts", "prompt", "sets")
+                    if (values := getattr(self.batch, name)) is not None}
+            tensors |= join_groups({"rows": rows, "channels": self.batch.channels})
             grid = None if self.batch.grid is None else list(self.batch.grid)
             tensors["scores"] = self.scores.clone()
         return tensors, {"seen": self.seen, "notes": self.notes, "grid": grid}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        def with_prefix(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
         self.clear()
         self.seen, self.notes = values["seen"], values["notes"]
-        if rows := with_prefix("rows."):
+        if rows := take_group(tensors, "rows"):
             grid = None if values["grid"] is None else tuple(values["grid"])
-            self.batch = Batch(**rows, channels=with_prefix("channels."), grid=grid)
-            self.payload, self.scores = with_prefix("payload."), tensors["scores"]
+            self.batch = Batch(**rows, channels=take_group(tensors, "channels"), grid=grid)
+            self.payload, self.scores = take_group(tensors, "payload"), tensors["scores"]
 
 
 class Recent(Buffer):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from segue.errors import SegueError
 from segue.objectives import Batch
+from segue.training.checkpoint import join_groups, take_group
 from segue.training.loop import Run
 from segue.training.strategy import Strategy
 
@@ -63,14 +64,12 @@ class Combined(Strategy):
         values: dict[str, Any] = {}
         for index, strategy in enumerate(self.strategies):
             strategy_tensors, values[str(index)] = strategy.state()
-            tensors |= {f"{index}.{name}": t for name, t in strategy_tensors.items()}
+            tensors |= join_groups({str(index): strategy_tensors})
         return tensors, values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         for index, strategy in enumerate(self.strategies):
-            prefix = f"{index}."
-            own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            strategy.load_state(own, values[str(index)])
+            strategy.load_state(take_group(tensors, str(index)), values[str(index)])
 
 
 class Plateau:

@@ -27,6 +27,7 @@ class LwF(Strategy):
 
     name = "lwf"
     asks_next = True
+    asks_logits = True
 
     def __init__(self, strength: float = 1.0, temperature: float = 2.0) -> None:
         if strength < 0 or temperature <= 0:
@@ -79,6 +80,7 @@ class DER(Rehearsal):
 
     name = "der"
     asks_next = True
+    asks_logits = True
     beta = 0.0
 
     def __init__(self, alpha: float = 0.5, rows: int = 0, capacity: int = 1000, update: str = "reservoir",

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from segue.objectives import Batch, Objective
+from segue.models.point_process import PointProcess
+from segue.objectives import Batch, EventLikelihood, Objective
 
 ROWS = 16  # processed at a time
 
@@ -36,16 +37,22 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def total_nats(model: nn.Module, batch: Batch) -> Tensor:
-    """Scalar: the sum of -log p over all targets."""
+    """Scalar: the sum of -log p over all targets; of a point process, of their times too."""
+    if isinstance(model, PointProcess):
+        return EventLikelihood()(model, batch).total
     logits = model(batch.tokens, batch.layout).logits.float()
     return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1, reduction="sum")
 
 
 @torch.no_grad()
 def row_nats(model: nn.Module, batch: Batch, rows: int = ROWS) -> Tensor:
-    """(B,): the sum of -log p over the targets of each row. rows: processed at a time."""
+    """(B,): the sum of -log p over the targets of each row; of a point process, of their times too. rows: processed at
+    a time."""
     device, losses = next(model.parameters()).device, []
     with evaluation_mode(model):
+        if isinstance(model, PointProcess):
+            return torch.stack([total_nats(model, batch.rows(slice(row, row + 1)).to(device))
+                                for row in range(len(batch.tokens))]).float().cpu()
         for begin in range(0, len(batch.tokens), rows):
             piece = batch.rows(slice(begin, begin + rows)).to(device)
             logits = model(piece.tokens, piece.layout).logits.float()

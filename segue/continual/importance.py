@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from segue.continual.buffer import Buffer
 from segue.continual.gradients import ROWS, evaluation_mode, row_gradients, total_nats, trainable_parameters
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.models.stack import Stack, running_mean
 from segue.objectives import Batch, generator_of
+from segue.training.checkpoint import join_groups, take_group
 from segue.training.loop import Run
 from segue.training.strategy import Strategy
 
@@ -127,14 +128,11 @@ class Importance(Strategy):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, values = self.sample.state()
         groups = {"importance": self.importance, "reference": self.reference, "sample": tensors}
-        return {f"{kind}.{name}": t for kind, group in groups.items() for name, t in group.items()}, {"sample": values}
+        return join_groups(groups), {"sample": values}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        def with_prefix(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-        self.importance, self.reference = with_prefix("importance."), with_prefix("reference.")
-        self.sample.load_state(with_prefix("sample."), values["sample"])
+        self.importance, self.reference = take_group(tensors, "importance"), take_group(tensors, "reference")
+        self.sample.load_state(take_group(tensors, "sample"), values["sample"])
 
 
 def pad_like(value: Tensor, like: Tensor) -> Tensor:
@@ -184,7 +182,7 @@ class EWC(Importance):
         super().__init__(strength, keep, rows, update, anneal, seed)
         if labels not in ("data", "model"):
             raise SegueError(f"labels of '{labels}' are unknown: choose from data, model")
-        self.labels, self.seed = labels, seed
+        self.labels, self.seed, self.asks_logits = labels, seed, labels == "model"
 
     def estimate(self, run: Run, rows: Batch) -> Weights:
         nats = total_nats if self.labels == "data" else partial(sampled_nats, generator=generator_of(self.seed, 0))
@@ -255,13 +253,13 @@ class MAS(Importance):
 
     name = "mas"
     asks_next = True
+    asks_logits = True
     default_strength = 0.3
 
     def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, of: str = "hidden",
                  vectorised: bool = False, update: str = "reservoir", anneal: float = 0.0, seed: int = 0) -> None:
         super().__init__(strength, keep, rows, update, anneal, seed)
-        if of not in LENGTHS:
-            raise SegueError(f"importance of '{of}' is unknown: choose from {', '.join(LENGTHS)}")
+        check_choice("importance of", of, LENGTHS)
         self.of, self.vectorised = LENGTHS[of], vectorised
 
     def estimate(self, run: Run, rows: Batch) -> Weights:
@@ -278,6 +276,7 @@ class LocalMAS(Importance):
 
     name = "local-mas"
     asks_next = True
+    asks_logits = True
 
     def estimate(self, run: Run, rows: Batch) -> Weights:
         total = {name: torch.zeros_like(p) for name, p in trainable_parameters(run.model).items()}
@@ -309,33 +308,13 @@ def record_linear_calls(model: nn.Module) -> Iterator[list[tuple[nn.Linear, Tens
             hook.remove()
 
 
-class SI(Importance):
-    """Synaptic intelligence (Zenke, Poole & Ganguli 2017, arXiv 1703.04200): a weight's contribution to the decrease of
-    the loss along its path, -sum_t g_i dtheta_i over the steps, divided by its squared total change + damping, and
-    clamped at 0. The gradient is that of the loss without this penalty.
+class PathImportance(Importance):
+    """Importances from the decrease of the loss along each weight's path, -sum_t g_i dtheta_i over the steps. The
+    gradient is that of the loss without this penalty."""
 
-    For earlier experiences without a recorded path (`run.past`), the importance is half the Fisher information: for a
-    quadratic loss the two are equal.
-    """
-
-    name = "si"
-    default_strength = 100.0
-
-    def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, damping: float = 1e-3,
-                 anneal: float = 0.0, seed: int = 0) -> None:
-        super().__init__(strength, keep, rows, anneal=anneal, seed=seed)
-        self.damping = damping
-        self.path: Weights = {}
-        self.slope: Weights = {}  # within a step: the gradient, and the weights before it
-        self.last_weights: Weights = {}
-
-    def estimate(self, run: Run, rows: Batch) -> Weights:
-        return {name: value / 2 for name, value in fisher(run.model, rows).items()}
-
-    def before_experience(self, run: Run) -> None:
-        super().before_experience(run)
-        self.path = {name: self.path[name].to(run.device) if name in self.path else torch.zeros_like(p)
-                     for name, p in self.reference.items()}
+    path: Weights
+    slope: Weights  # within a step: the gradient, and the weights before it
+    last_weights: Weights
 
     def before_step(self, run: Run, batch: Batch) -> Batch:
         return batch
@@ -348,6 +327,32 @@ class SI(Importance):
         for name, p in trainable_parameters(run.model).items():
             self.path[name] -= self.slope[name] * (p.detach() - self.last_weights[name])
 
+
+class SI(PathImportance):
+    """Synaptic intelligence (Zenke, Poole & Ganguli 2017, arXiv 1703.04200): a weight's contribution to the decrease of
+    the loss along its path, divided by its squared total change + damping, and clamped at 0.
+
+    For earlier experiences without a recorded path (`run.past`), the importance is half the Fisher information: for a
+    quadratic loss the two are equal.
+    """
+
+    name = "si"
+    default_strength = 100.0
+
+    def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, damping: float = 1e-3,
+                 anneal: float = 0.0, seed: int = 0) -> None:
+        super().__init__(strength, keep, rows, anneal=anneal, seed=seed)
+        self.damping = damping
+        self.path = {}
+
+    def estimate(self, run: Run, rows: Batch) -> Weights:
+        return {name: value / 2 for name, value in fisher(run.model, rows).items()}
+
+    def before_experience(self, run: Run) -> None:
+        super().before_experience(run)
+        self.path = {name: self.path[name].to(run.device) if name in self.path else torch.zeros_like(p)
+                     for name, p in self.reference.items()}
+
     def learned(self, run: Run) -> Weights:
         return {name: self.path[name].clamp(min=0) / ((p.detach() - self.reference[name]).square() + self.damping)
                 for name, p in trainable_parameters(run.model).items()}
@@ -358,8 +363,8 @@ class SI(Importance):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, values = super().state()
-        return tensors | {f"path.{name}": t for name, t in self.path.items()}, values
+        return tensors | join_groups({"path": self.path}), values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         super().load_state(tensors, values)
-        self.path = {name.removeprefix("path."): t for name, t in tensors.items() if name.startswith("path.")}
+        self.path = take_group(tensors, "path")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segue.analysis.probes import PROBES, features_of, probe
 from segue.continual.buffer import labels_of
-from segue.errors import SegueError
+from segue.errors import check_choice
 from segue.objectives import Batch
 from segue.training.loop import Run
 from segue.training.strategy import Strategy
@@ -26,8 +26,7 @@ class Probing(Strategy):
     name = "probing"
 
     def __init__(self, train: Batch, test: Batch, kind: str = "linear", **choices: Any) -> None:
-        if kind not in PROBES:
-            raise SegueError(f"probe '{kind}' is unknown: choose from {', '.join(PROBES)}")
+        check_choice("probe", kind, PROBES)
         self.train, self.test, self.kind, self.choices = train, test, kind, choices
         self.accuracies: list[float] = []
 

@@ -36,6 +36,7 @@ class ProxyDistillation(Replay):
     """
 
     name = "proxy-distillation"
+    asks_logits = True
 
     def __init__(self, alpha: float = 0.1, beta: float = 0.5, temperature: float = 0.09, capacity: int = 1000,
                  share: float = 0.5, update: str = "reservoir", retrieve: str | Retrieve = "uniform",

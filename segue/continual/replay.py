@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segue.continual.buffer import Buffer
 from segue.continual.gradients import gradient, row_nats, virtual_step
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.objectives import Batch, Objective
 from segue.training.loop import Run
 from segue.training.strategy import Strategy
@@ -125,8 +125,8 @@ class Replay(Rehearsal):
         self.instead = instead
         if not 0 < share < 1:
             raise SegueError(f"replay's share must lie between 0 and 1, not {share}")
-        if isinstance(retrieve, str) and retrieve not in RETRIEVALS:
-            raise SegueError(f"retrieve '{retrieve}' is unknown: choose from {', '.join(RETRIEVALS)}")
+        if isinstance(retrieve, str):
+            check_choice("retrieve", retrieve, RETRIEVALS)
         self.share = share
         self.retrieve: Retrieve = RETRIEVALS[retrieve] if isinstance(retrieve, str) else retrieve
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from segue.continual.gradients import trainable_parameters
-from segue.continual.importance import Importance, Weights, fisher, pad_like
+from segue.continual.importance import PathImportance, Weights, fisher, pad_like
 from segue.errors import SegueError
 from segue.objectives import Batch
+from segue.training.checkpoint import join_groups, take_group
 from segue.training.loop import Run
 
 
-class RWalk(Importance):
+class RWalk(PathImportance):
     """RWalk (Chaudhry et al. 2018, arXiv 1801.10112). The importance is F / max F + s / max s.
 
     F is a running mean over all steps of the squared gradient, times the elements of the batch, which estimates the
@@ -40,10 +41,8 @@ class RWalk(Importance):
         self.fisher: Weights = {}
         self.score: Weights = {}  # of the earlier experiences
         self.current_score: Weights = {}  # the score of this experience so far
-        self.path: Weights = {}  # within an interval: the decrease of the loss, and the weights at its start
+        self.path = {}  # within an interval: the decrease of the loss, and the weights at its start
         self.interval_start: Weights = {}
-        self.slope: Weights = {}  # within a step: the gradient, and the weights before it
-        self.last_weights: Weights = {}
         self.count = 0
 
     def estimate(self, run: Run, rows: Batch) -> Weights:
@@ -74,17 +73,14 @@ class RWalk(Importance):
         return batch
 
     def after_backward(self, run: Run) -> None:
-        self.slope = self.slopes(run)
-        self.last_weights = {name: p.detach().clone() for name, p in trainable_parameters(run.model).items()}
+        super().after_backward(run)
         new = {name: self.count * slope.square() for name, slope in self.slope.items()}
         self.fisher = {name: value.lerp(new[name], self.alpha) for name, value in self.fisher.items()} or new
 
     def after_step(self, run: Run) -> None:
-        weights = {name: p.detach() for name, p in trainable_parameters(run.model).items()}
-        for name, p in weights.items():
-            self.path[name] -= self.slope[name] * (p - self.last_weights[name])
+        super().after_step(run)
         if (run.step + 1) % self.every == 0:
-            self.end_interval(weights)
+            self.end_interval({name: p.detach() for name, p in trainable_parameters(run.model).items()})
 
     def end_interval(self, weights: Weights) -> None:
         """Add the score of an interval, and start the next one at these weights."""
@@ -106,10 +102,9 @@ class RWalk(Importance):
         tensors, values = super().state()
         groups = {"fisher": self.fisher, "score": self.score, "gained": self.current_score, "path": self.path,
                   "begin": self.interval_start}
-        return tensors | {f"{kind}.{name}": t for kind, group in groups.items() for name, t in group.items()}, values
+        return tensors | join_groups(groups), values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         super().load_state(tensors, values)
         self.fisher, self.score, self.current_score, self.path, self.interval_start = (
-            {name.removeprefix(f"{kind}."): t for name, t in tensors.items() if name.startswith(f"{kind}.")}
-            for kind in ("fisher", "score", "gained", "path", "begin"))
+            take_group(tensors, group) for group in ("fisher", "score", "gained", "path", "begin"))

@@ -20,6 +20,7 @@ from segue.models.classify import Classifier, NeighbourHead
 from segue.models.sparse import SparseNetwork
 from segue.objectives import Batch, generator_of
 from segue.objectives.contrastive import ACTIVATIONS, RECALLED, target_features
+from segue.training.checkpoint import join_groups, take_group
 from segue.training.loop import Run
 from segue.training.strategy import Strategy
 
@@ -168,12 +169,10 @@ class Sharp(Strategy):
         values: dict[str, Any] = {"learned": self.learned, "full": self.full}
         for name, buffer in (("fresh", self.fresh), ("memory", self.memory)):
             buffer_tensors, values[name] = buffer.state()
-            tensors |= {f"{name}.{key}": x for key, x in buffer_tensors.items()}
+            tensors |= join_groups({name: buffer_tensors})
         return tensors, values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         self.learned, self.full = values["learned"], values["full"]
         for name, buffer in (("fresh", self.fresh), ("memory", self.memory)):
-            prefix = f"{name}."
-            buffer.load_state({key.removeprefix(prefix): x for key, x in tensors.items() if key.startswith(prefix)},
-                              values[name])
+            buffer.load_state(take_group(tensors, name), values[name])

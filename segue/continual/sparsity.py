@@ -15,6 +15,7 @@ from segue.continual.importance import squared_length
 from segue.errors import SegueError
 from segue.models.stack import ChannelMixer
 from segue.objectives import Batch
+from segue.training.checkpoint import join_groups, take_group
 from segue.training.loop import Run
 from segue.training.strategy import Strategy
 
@@ -61,6 +62,7 @@ class SLNID(Strategy):
 
     name = "slnid"
     asks_next = True
+    asks_logits = True
 
     def __init__(self, strength: float = 1e-3, sigma: float = 0.0, rows: int = 64, seed: int = 0) -> None:
         if strength < 0 or sigma < 0:
@@ -106,11 +108,10 @@ class SLNID(Strategy):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, values = self.sample.state()
-        return {f"sample.{name}": t for name, t in tensors.items()} | \
-            {f"importance.{index}": t for index, t in enumerate(self.importance)}, {"sample": values}
+        importance = {str(index): t for index, t in enumerate(self.importance)}
+        return join_groups({"sample": tensors, "importance": importance}), {"sample": values}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        sample = {name.removeprefix("sample."): t for name, t in tensors.items() if name.startswith("sample.")}
-        self.sample.load_state(sample, values["sample"])
-        count = sum(name.startswith("importance.") for name in tensors)
-        self.importance = [tensors[f"importance.{index}"] for index in range(count)]
+        self.sample.load_state(take_group(tensors, "sample"), values["sample"])
+        importance = take_group(tensors, "importance")
+        self.importance = [importance[str(index)] for index in range(len(importance))]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from segue.errors import SegueError
 from segue.models.adapters import InitialState
+from segue.training.checkpoint import join_groups, take_group
 from segue.training.loop import Run
 from segue.training.strategy import Strategy
 
@@ -45,14 +46,13 @@ class StateTuning(Strategy):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         done = [initial for initial in self.states if initial.model is None]
-        return {f"{index}.{name}": parameter.detach() for index, initial in enumerate(done)
-                for name, parameter in initial.named_parameters()}, {"learned": len(done)}
+        return join_groups({str(index): {name: p.detach() for name, p in initial.named_parameters()}
+                            for index, initial in enumerate(done)}), {"learned": len(done)}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         learning, self.states = [initial for initial in self.states if initial.model is not None], []
         for index in range(values["learned"]):
             initial = InitialState(**self.settings)
-            initial.loaded = {name.removeprefix(f"{index}."): tensor for name, tensor in tensors.items()
-                              if name.startswith(f"{index}.")}
+            initial.loaded = take_group(tensors, str(index))
             self.states.append(initial)
         self.states += learning

@@ -97,12 +97,15 @@ Measure = Callable[[nn.Module, Experience, Sequence[int]], float]
 
 
 @torch.no_grad()
-def encode_features(model: nn.Module, batch: Batch) -> Batch:
+def encode_features(model: nn.Module, experience: Experience) -> Experience:
     """Replace labelled rows by a frozen backbone's features of them, the input of a `Features` model, and their
     classes.
     """
-    features = features_of(model, batch.tokens, batch.targets.argmax(1))
-    return Batch(features[:, None], torch.tensor(labels_of(batch))[:, None])
+    def encode(batch: Batch) -> Batch:
+        features = features_of(model, batch.tokens, batch.targets.argmax(1))
+        return Batch(features[:, None], torch.tensor(labels_of(batch))[:, None])
+
+    return Experience(experience.name, encode(experience.train), encode(experience.test), experience.classes)
 
 
 def accuracy_over(model: nn.Module, batch: Batch, classes: Sequence[int] = ()) -> float:

@@ -318,8 +318,8 @@ class FittedModel(Protocol):
     context: elements of a training row. decodable: the model to run, its weights rounded on request. scheduled: the
     model with fewer layers at later positions. mixture: the network mixed with counts, if it is. heads: its draft
     heads, if any. best_draft: the name of the drafter that was measured fastest. reading: options of the kind's
-    `read`. once: whether no item occurs twice in a sequence. combination: of measured numbers, the simple forecast
-    that the model's is combined with.
+    `read`. rarely_repeats: whether items hardly ever occur twice in one training sequence. combination: of measured
+    numbers, the simple forecast that the model's is combined with.
     """
 
     context: int

@@ -10,7 +10,7 @@ from segue.decoding.draft import DRAFTERS, Drafter
 from segue.decoding.rules import Rules
 from segue.decoding.sampling import Sampling
 from segue.decoding.search import SEARCHES
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.models.base import Decodable
 
 
@@ -46,8 +46,7 @@ TRANSFORMERS_NAMES = {"max_new_tokens": "n", "max_length": "n", "eos_token_id": 
 
 def look_up(noun: str, name: str, table: dict[str, Any]) -> Any:
     """`table[name]`, or a SegueError that lists the names there are. noun: what the names name, for the error."""
-    if name not in table:
-        raise SegueError(f"{noun} '{name}' is unknown: choose from {', '.join(table)}")
+    check_choice(noun, name, table)
     return table[name]
 
 

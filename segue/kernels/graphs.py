@@ -20,8 +20,7 @@ def adjacency(n: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.searchsorted(here[order], np.arange(n + 1)), there[order]
 
 
-@jit()
-def boruvka(n, u, v, rank):
+def boruvka(n: int, u: np.ndarray, v: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Borůvka's algorithm (1926): in each round every cluster takes its strongest edge to another one, and the joined
     ones become one cluster, until no edge leaves any. rank: distinct numbers from 0 on in each graph, the strongest
     edge has the lowest.
@@ -30,16 +29,25 @@ def boruvka(n, u, v, rank):
     edges were taken, (m,) bool; and an order of the nodes in which the clusters of every round are contiguous: the
     stronger an edge, the nearer its ends; of two clusters the one whose first node has the stronger edges comes first.
     """
+    found = np.empty((n.bit_length() + 1, n), np.int64)  # each round at least halves the clusters that have edges left
+    rounds, taken, order = _boruvka(n, u, v, rank, np.argsort(rank), found)
+    return found[:rounds], taken, order
+
+
+@jit()
+def _boruvka(n, u, v, rank, ordered, found):
+    """`boruvka`, with the edges in order of rank: fills `found` with the clusters; the rounds, edges and nodes."""
     parent, taken = np.arange(n), np.zeros(u.size, np.bool_)
     following, last = np.full(n, -1), np.arange(n)  # a linked list for each cluster, from the node that names it
     key = np.zeros(n)
     for e in range(u.size):
         key[u[e]] += 1 / (1 + rank[e])
         key[v[e]] += 1 / (1 + rank[e])
-    ordered = np.argsort(rank)
-    rounds = [np.arange(n)]
+    rounds = 1
+    for i in range(n):
+        found[0, i] = i
     while True:
-        label = rounds[-1]
+        label = found[rounds - 1]
         best = np.full(n, -1)
         for e in range(u.size):
             a, b = label[u[e]], label[v[e]]
@@ -63,13 +71,9 @@ def boruvka(n, u, v, rank):
             taken[e] = joined = True
         if not joined:
             break
-        now = np.empty(n, np.int64)
         for i in range(n):
-            now[i] = find_root(parent, i)
-        rounds.append(now)
-    found = np.empty((len(rounds), n), np.int64)
-    for at in range(len(rounds)):
-        found[at] = rounds[at]
+            found[rounds, i] = find_root(parent, i)
+        rounds += 1
     order, at = np.empty(n, np.int64), 0
     for i in range(n):
         if parent[i] == i:
@@ -78,7 +82,7 @@ def boruvka(n, u, v, rank):
                 order[at] = node
                 at += 1
                 node = following[node]
-    return found, taken, order
+    return rounds, taken, order
 
 
 @jit()

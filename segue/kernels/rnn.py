@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.errors import SegueError
+from segue.errors import check_choice
 from segue.kernels.compiled import as_array, has_triton, runs_compiled
 from segue.kernels.tiles import tiles_for
 
@@ -110,8 +110,7 @@ def recurrence(cell: str, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor
 
     Computed in float32 at least, since a recurrence in bfloat16 drifts; h has the dtype of x, the state keeps its own.
     """
-    if cell not in CELLS:
-        raise SegueError(f"cell '{cell}' is unknown: choose from {', '.join(CELLS)}")
+    check_choice("cell", cell, CELLS)
     kind, kinds = x.dtype, tuple(s.dtype for s in state)
     wide = torch.promote_types(torch.promote_types(kind, weight.dtype), torch.promote_types(kinds[0], torch.float32))
     x, weight, bias = (y.to(wide) for y in (x, weight, bias))
@@ -188,8 +187,9 @@ def _forward(cell: Cell, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor,
     y, final = pooled_empty(x, batch, length, heads, width), x.new_empty(state.shape)
     kept = pooled_empty(x, tasks, length if learning else 0, cell.parts, plan.rows * (width + rest))
     packed = _pack(F.pad(weight.detach(), (0, 0, 0, rest)).flatten(1, 2).transpose(1, 2), plan.across * plan.lanes)
+    biases = F.pad(bias.detach(), (0, rest)).flatten(1)
     threads.parallel_for(rnn.forward, tasks, cell.code, plan.rows, plan.across, width + rest,
-                  *map(as_array, (x, packed, F.pad(bias.detach(), (0, rest)).flatten(1), starts, lengths, state)),
+                         *map(as_array, (x, packed, biases, starts, lengths, state)),
                          *(z.numpy() for z in (y, kept, final)))
     return y, final, kept
 

@@ -226,7 +226,8 @@ def _selective_forward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D
     y, final = torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(rows, A.shape[0], inner)
     kept = u.new_empty(rows, -(-length // scan.SPAN) if learning else 0, A.shape[0], inner)
     threads.parallel_for(scan.selective, rows * -(-inner // scan.WIDE),
-                  *map(as_array, (u, dt, A, B, C, D, starts, state)), low, y.numpy(), final.numpy(), kept.numpy())
+                         *map(as_array, (u, dt, A, B, C, D, starts, state)), low, y.numpy(), final.numpy(),
+                         kept.numpy())
     return y, final, kept
 
 

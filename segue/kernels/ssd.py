@@ -108,7 +108,8 @@ class _SSD(torch.autograd.Function):
         dshared = u.new_empty(tasks // (rows * groups), rows, length, 2, groups, keys)
         dskip = u.new_zeros(rows, heads)
         threads.parallel_for(ssd.backward, tasks, groups, as_lines(u), *map(as_array, (write, g, skip, starts, kept)),
-                      as_lines(dy), as_array(dfinal), *(x.numpy() for x in (du, dshared, dwrite, dg, dskip, dstate)))
+                             as_lines(dy), as_array(dfinal),
+                             *(x.numpy() for x in (du, dshared, dwrite, dg, dskip, dstate)))
         torch.sum(dshared.flatten(3), 0, out=du[..., -shared:])
         return du, dwrite, dg, dskip.sum(0), dstate, None, None
 

@@ -39,6 +39,12 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+def split_items(obj: Any, separators: str = r"[\s,→]+") -> list[Any]:
+    """What a user gives as a sequence: a text, or bytes of one, cut at the separators (a pattern), or its items."""
+    obj = obj.decode("utf-8", "replace") if isinstance(obj, bytes) else obj
+    return [item for item in re.split(separators, obj) if item] if isinstance(obj, str) else list(obj)
+
+
 # What files of well-known formats are called. Nothing else is written under such a name.
 BINARY = words(".mid .midi .kar .wav .flac .mp3 .ogg .m4a .mp4 .png .jpg .jpeg .gif .webp .bmp .tif .tiff .npy .npz "
                ".mat .parquet .arrow .feather .orc .mxl .pdf .docx .xlsx .epub .bam .gz .bgz .bz2 .xz .zst .zip .tar "
@@ -248,6 +254,13 @@ def bad(problems: Problems | None, path: Path | str, record: str, position: int 
     if problems is None:
         raise SegueError(str(problem))
     problems.add(problem)
+
+
+def check_columns(path: Path, requested: Iterable[str], names: Collection[str]) -> None:
+    """Raise SegueError where a table with columns of these names lacks one that is requested."""
+    for name in requested:
+        if name not in names:
+            raise SegueError(f"{path}: there is no column '{name}'; there are {', '.join(names)}")
 
 
 def head_of(path: Path, encoding: str = "utf-8") -> bytes:

@@ -28,7 +28,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import write_text
-from segue.kinds.base import Dataset, Kind, Problems, Record, bad, class_in, of_class
+from segue.kinds.base import Dataset, Kind, Problems, Record, bad, class_in, of_class, split_items
 from segue.kinds.codecs import Codec, ItemCodec
 from segue.kinds.frame import DELIMITED
 from segue.kinds.graph_files import LABEL, WRITERS, Found, as_graphml, data_set_of, form_of, found
@@ -155,8 +155,7 @@ class Graphs(Kind):
         """Signs, or a text of them with blanks or arrows between, or a `Graph`; what is none is a SegueError."""
         if isinstance(obj, Graph):
             return graph_to_tokens(obj)
-        obj = obj.decode("utf-8", "replace") if isinstance(obj, bytes) else obj
-        items = [item for item in re.split(r"[\s→]+", obj) if item] if isinstance(obj, str) else list(obj)
+        items = split_items(obj, r"[\s→]+")
         for number, item in enumerate(items, 1):
             if not isinstance(item, str) or not SIGN.fullmatch(item):
                 raise SegueError(f"item {number}, {item!r:.40}, is no sign of a graph: write @ or @LABEL for a node, "

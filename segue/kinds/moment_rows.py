@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import Problems, Record, bad, of_class, words
+from segue.kinds.base import Problems, Record, bad, check_columns, of_class, words
 from segue.kinds.columns import classes_of, has_class
 from segue.kinds.elements import as_elements
 from segue.kinds.frame import Frame, Look, describe_roles
@@ -240,9 +240,7 @@ def _requested_columns(frame: Frame, chosen: Iterable[str], who: str | None, whe
     separate = [name for part in chosen for name in ([part] if part in names else part.split(","))]
     requested = [name[1:] if name not in names and name[1:] in names and name == f"x{name[1:]}" else name
                  for name in separate]
-    for name in (*requested, *filter(None, (who, when))):
-        if name not in names:
-            raise SegueError(f"{frame.path}: there is no column '{name}'; there are {', '.join(names)}")
+    check_columns(frame.path, (*requested, *filter(None, (who, when))), names)
     return requested
 
 

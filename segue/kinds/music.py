@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from segue.errors import SegueError, require
 from segue.files import atomic_write
-from segue.kinds.base import Dataset, Kind, Problems, Record, bad, head_of
+from segue.kinds.base import Dataset, Kind, Problems, Record, bad, head_of, split_items
 from segue.kinds.codecs import Codec, ItemCodec
 from segue.kinds.frame import is_array
 from segue.kinds.midi import CSV, make_track, open_midi, steps_per_tick, track_notes
@@ -111,8 +110,7 @@ class Music(Kind):
 
     def normalise(self, obj: Any, known: Collection[str] = ()) -> list[str]:
         """Items, or a text of them with blanks, commas or arrows between; one that is none is a SegueError."""
-        obj = obj.decode("utf-8", "replace") if isinstance(obj, bytes) else obj
-        items = [item for item in re.split(r"[\s,→]+", obj) if item] if isinstance(obj, str) else list(obj)
+        items = split_items(obj)
         for number, item in enumerate(items, 1):
             if item not in ALL_ITEMS:
                 raise SegueError(f"item {number}, {item!r:.40}, is no sign of music: write note0 to note127 (drum for "

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from segue.errors import SegueError, require
 from segue.files import atomic_write
 from segue.kinds.base import HEAD as SNIFFED
-from segue.kinds.base import Dataset, Kind, Problems, Record, bad
+from segue.kinds.base import Dataset, Kind, Problems, Record, bad, split_items
 from segue.kinds.codecs import Codec, ItemCodec
 from segue.kinds.frame import TABULAR, array_header, glance, is_array, is_parquet
 from segue.kinds.packed import opened
@@ -180,8 +179,7 @@ class Picture(Kind):
     def normalise(self, obj: Any, known: Collection[str] = ()) -> list[str]:
         """Items, or a text of them with blanks or commas between; where a model knows one form, the item that says it
         may be left out. What is none is a SegueError."""
-        obj = obj.decode("utf-8", "replace") if isinstance(obj, bytes) else obj
-        items = [item for item in re.split(r"[\s,]+", obj) if item] if isinstance(obj, str) else [str(i) for i in obj]
+        items = list(map(str, split_items(obj, r"[\s,]+")))
         forms = [item for item in known if Form.of(item)]
         if items and Form.of(items[0]) is None and len(forms) == 1:
             items = [forms[0], *items]

@@ -56,8 +56,8 @@ def read_pictures(path: Path, data: bytes, problems: Problems | None) -> Iterato
     images = require("PIL.Image", "picture")
     for number, frames in enumerate(arrays, 1):
         name = f"{path}:{number}" if len(arrays) > 1 else str(path)
-        yield ImageRecord(of_class(name, labels[number - 1] if labels else ""),
-                    [images.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame[..., :3]) for frame in frames])
+        pictures = [images.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame[..., :3]) for frame in frames]
+        yield ImageRecord(of_class(name, labels[number - 1] if labels else ""), pictures)
 
 
 def square_size(count: int) -> tuple[int, int] | None:

@@ -39,7 +39,7 @@ from segue.kinds.series import says_class
 from segue.kinds.table import in_blocks
 from segue.kinds.text_columns import text_columns
 from segue.kinds.times import timelike
-from segue.kinds.wide import wide
+from segue.kinds.wide import number_grid, wide
 
 MOST = 128  # columns; a row of more is a series, or a picture
 FEWEST = 3  # columns, but of numbers, some of them measured, 2
@@ -266,9 +266,7 @@ def _ids(columns: Mapping[str, Sequence[Any]], table: Look) -> bool:
 
 def _grid(table: Look, numbers: Sequence[str]) -> np.ndarray:
     """(N, C) of the columns of numbers, what is missing at its column's mean; constant columns are left out."""
-    places = [table.names.index(name) for name in numbers]
-    grid = np.array([[number_in(row[place]) if place < len(row) else np.nan for place in places] for row in table.rows],
-                    dtype=np.float64).reshape(len(table.rows), len(places))
+    grid = number_grid(table, numbers)
     grid = grid[:, np.isfinite(grid).any(0)]
     grid = np.where(np.isfinite(grid), grid, np.nanmean(grid, 0, keepdims=True) if grid.size else 0)
     return grid[:, grid.std(0) > 0]

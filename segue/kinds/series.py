@@ -79,7 +79,6 @@ from segue.kinds.table import unnested
 from segue.kinds.times import timelike
 from segue.kinds.wide import MONTH, wide
 
-SHOWN = 20  # columns that are told
 BARS = "▁▂▃▄▅▆▇█"
 MANY = 1000  # rows by which a table is judged
 

@@ -4,7 +4,7 @@ and lines or blocks of numbers."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +13,13 @@ from segue.errors import SegueError
 from segue.kinds.base import HEAD, Problems, Record, bad, of_class
 from segue.kinds.beside import classes_beside
 from segue.kinds.elements import as_elements
-from segue.kinds.frame import (
-    load_array,
-)
+from segue.kinds.frame import load_array
+from segue.kinds.moment_rows import SHOWN
 from segue.kinds.numbers import is_number, likeness, number_in
 from segue.kinds.recordings import recorded
 from segue.kinds.roles import measured
 
 MANY = 1000  # rows by which an array is judged
-SHOWN = 20  # columns that are told
 WHOLE = 24  # so many columns without a header: a row is a series, where nothing speaks against it
 SHORT = 8  # so many, where something speaks for it
 ARCHIVES = {".ts", ".tsf"}
@@ -30,11 +28,28 @@ ALIKE = 0.4  # so much neighbours are, where one goes on from the other
 PART = 1 << 20  # values of a recording that are one record
 
 
+def _whole_lines(head: bytes) -> list[str]:
+    """The lines of a file's beginning that are not blank, without the last, which may be cut."""
+    lines = head.decode("utf-8", "ignore").lstrip("\ufeff").split("\n")
+    return [line.strip() for line in lines[: -1 if len(lines) > 1 else None] if line.strip()]
+
+
+def _cells(part: str) -> list[str]:
+    """Numbers between commas, "nan" where one is missing."""
+    return ["nan" if cell.strip() in ("?", "") else cell for cell in part.split(",")]
+
+
+def _columns(parts: Sequence[Sequence[float]] | np.ndarray) -> dict[str, np.ndarray]:
+    """Columns as long as the longest, called x1, x2, ...; the only one of a series has no name."""
+    longest = max(map(len, parts))
+    filled = [np.append(part, [np.nan] * (longest - len(part))) for part in parts]
+    return {f"x{number}" if len(filled) > 1 else "": values for number, values in enumerate(filled, 1)}
+
+
 def fractions_a_line(head: bytes) -> bool:
     """Whether each line is one number with a comma for its point, of eight or more: fractions begin with noughts, names
     of things do not."""
-    lines = head.decode("utf-8", "ignore").lstrip("\ufeff").split("\n")
-    cells = [line.strip() for line in lines[: -1 if len(lines) > 1 else None] if line.strip()]
+    cells = _whole_lines(head)
     return len(cells) >= 8 and all(re.fullmatch(r"[-+]?\d*,\d+", cell) for cell in cells) and \
         any(re.search(r",0\d", cell) for cell in cells)
 
@@ -82,14 +97,12 @@ def read_blocks(path: Path, text: str, problems: Problems | None) -> Iterator[Re
         if any(len(row) != wide or not np.isfinite(row).all() for row in rows):
             bad(problems, path, f"block {number}", None, f"not lines of {wide} numbers each; mend or remove it")
             continue
-        grid = np.array(rows)
-        yield Record(as_elements({f"x{i + 1}": grid[:, i] for i in range(wide)}), name=f"{path}:{number}")
+        yield Record(as_elements(_columns([*zip(*rows)])), name=f"{path}:{number}")
 
 
 def one_a_line(head: bytes) -> bool:
     """Whether each line is one measured number, of eight or more; the last may be cut."""
-    lines = head.decode("utf-8", "ignore").lstrip("\ufeff").split("\n")
-    cells = [line.strip() for line in lines[: -1 if len(lines) > 1 else None] if line.strip()]
+    cells = _whole_lines(head)
     return len(cells) >= 8 and all(map(is_number, cells)) and measured(cells)
 
 
@@ -123,10 +136,8 @@ def read_array(path: Path, raw: bytes, rows: bool | None, problems: Problems | N
     if problems is not None and classes:
         problems.note += ", class=the file beside it" if problems.note else "class=the file beside it"
     for number, series in enumerate(array if holds_series else [array.reshape(len(array), -1)], 1):
-        names = [f"x{i + 1}" for i in range(series.shape[1])] if series.shape[1] > 1 else [""]
-        columns = dict(zip(names, series.T))
         name = f"{path}:{number}" if holds_series else str(path)
-        yield Record(as_elements(columns), name=of_class(name, classes[number - 1] if classes else ""))
+        yield Record(as_elements(_columns(series.T)), name=of_class(name, classes[number - 1] if classes else ""))
 
 
 def read_recording(path: Path, form: str, problems: Problems | None) -> Iterator[Record]:
@@ -150,16 +161,14 @@ def read_relational(path: Path, text: str, problems: Problems | None) -> Iterato
         match = re.fullmatch(r"\s*(?:[^'\",]*,)?\s*(['\"])(.*?)\1\s*(?:,\s*(.*?))?\s*", line)
         if not line.strip() or line.lstrip()[:1] == "%":
             continue
-        parts = [["nan" if cell.strip() in ("?", "") else cell for cell in part.split(",")]
-                 for part in re.split(r"\\n|;", match[2])] if match else []
+        parts = [_cells(part) for part in re.split(r"\\n|;", match[2])] if match else []
         if match is None or not all(is_number(cell) for part in parts for cell in part):
             bad(problems, path, f"line {number}", None, "not the numbers of a series in quotes; mend or remove it")
             continue
-        empty, longest = False, max(map(len, parts))
-        filled = [np.append(list(map(number_in, part)), [np.nan] * (longest - len(part))) for part in parts]
-        names = [f"x{i + 1}" for i in range(len(filled))] if len(filled) > 1 else [""]
+        empty = False
+        columns = _columns([list(map(number_in, part)) for part in parts])
         label = (match[3] or "").strip("'\"")
-        yield Record(as_elements(dict(zip(names, filled))), name=of_class(f"{path}:{number}", label))
+        yield Record(as_elements(columns), name=of_class(f"{path}:{number}", label))
     if empty and problems is None:
         raise SegueError(f"{path}: there is no series behind @data; is the file cut short?")
 
@@ -186,16 +195,13 @@ def read_archive(path: Path, text: str, problems: Problems | None) -> Iterator[R
         label = parts.pop().strip() if labelled and len(parts) > 1 else ""
         values_of, parts = parts[: len(attribute_names)], parts[len(attribute_names) :] or [""]
         series_name = dict(zip(attribute_names, values_of)).get("series_name", number)
-        cells = [["nan" if cell.strip() in ("?", "") else cell for cell in part.split(",")] for part in parts]
-        columns = [np.array(list(map(number_in, part))) for part in cells]
+        cells = list(map(_cells, parts))
         invalid = next((cell for part in cells for cell in part if not is_number(cell)), None)
         if invalid is not None:
             bad(problems, path, f"line {number}", None, f"{invalid!r:.40} is no number; mend or remove the line")
             continue
-        longest = max(map(len, columns))
-        filled = [np.append(values, [np.nan] * (longest - len(values))) for values in columns]
-        names = [""] if len(filled) == 1 else [f"x{i + 1}" for i in range(len(filled))]
         any_series = True
-        yield Record(as_elements(dict(zip(names, filled))), name=of_class(f"{path}:{series_name}", label))
+        columns = _columns([list(map(number_in, part)) for part in cells])
+        yield Record(as_elements(columns), name=of_class(f"{path}:{series_name}", label))
     if not any_series and problems is None:
         raise SegueError(f"{path}: there is no series behind @data; is the file cut short?")

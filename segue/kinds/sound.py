@@ -7,7 +7,6 @@ A sample is one of 256 levels by the mu law of telephones, 8,000 a second, as ra
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +15,7 @@ import numpy as np
 
 from segue.errors import SegueError, require
 from segue.files import atomic_write
-from segue.kinds.base import Dataset, Kind, Problems, Record
+from segue.kinds.base import Dataset, Kind, Problems, Record, split_items
 from segue.kinds.codecs import Codec, ItemCodec
 from segue.kinds.packed import opened
 
@@ -104,8 +103,7 @@ class Sound(Kind):
 
     def normalise(self, obj: Any, known: Collection[str] = ()) -> list[int]:
         """Levels, or a text of them with blanks or commas between; what is none is a SegueError."""
-        obj = obj.decode("utf-8", "replace") if isinstance(obj, bytes) else obj
-        items = [item for item in re.split(r"[\s,→]+", obj) if item] if isinstance(obj, str) else list(obj)
+        items = split_items(obj)
         for number, item in enumerate(items, 1):
             if not str(item).isdecimal() or int(item) >= LEVELS:
                 raise SegueError(f"sample {number}, {item!r:.40}, is no level: give whole numbers from 0 to 255, or a "

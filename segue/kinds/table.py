@@ -15,7 +15,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write, write_text
-from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, bad, of_class
+from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, bad, check_columns, of_class
 from segue.kinds.codecs import Codec, ItemCodec
 from segue.kinds.columns import classes_of, has_class, take_classes
 from segue.kinds.frame import (
@@ -181,9 +181,7 @@ class Events(Kind):
         columns = first.columns
         role_names = [*zip(("who", "what", "when"), roles), *(("also", name) for name in also)]
         problems.note = describe_roles([("class", label_column), *role_names], columns)
-        for name in also:
-            if name not in columns:
-                raise SegueError(f"{first.path}: there is no column '{name}'; there are {', '.join(columns)}")
+        check_columns(first.path, also, columns)
 
         def has_lists(name: str | None) -> bool:
             return name in columns and (types.is_list(columns[name].type) or types.is_large_list(columns[name].type))

@@ -28,6 +28,7 @@ from segue.kinds.base import (
     Record,
     as_utf8,
     bad,
+    check_columns,
     check_text,
     encoding_of,
     head_of,
@@ -395,9 +396,7 @@ class Text(Kind):
     def _read_table(self, path: Path, problems: Problems | None, table: Look, roles: Roles,
                     encoding: str) -> Iterator[Record]:
         field, found, is_arff = roles.field, False, bare(path).suffix.lower() == ".arff"
-        for name in field:
-            if name not in table.names:
-                raise SegueError(f"{path}: there is no column '{name}'; there are {', '.join(table.names)}")
+        check_columns(path, field, table.names)
         csv.field_size_limit(max(PIECE, csv.field_size_limit()))  # a cell may be a long document
         with opened(path) as handle:
             encoding = marked(handle.peek(4)[:4], encoding)

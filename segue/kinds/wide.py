@@ -44,7 +44,7 @@ def wide(table: Look, classes: Collection[str] = (), has_classes: bool = False) 
         return []
     if not all(name in others or name in classes for name in others_beside) or len(others_beside) > MOST_BESIDE:
         return []
-    grid = _grid(table, moments)
+    grid = number_grid(table, moments)
     named = [name for name in others_beside if name not in classes]
     if len(moments) >= MANY and (named or has_classes or classes):
         return moments if named or has_classes or likeness(grid)[0] > ALIKE else []
@@ -62,7 +62,7 @@ def _numbered(names: Sequence[str], excluded: Collection[str]) -> list[str]:
     return [part[0] for part in numbered] if in_order else []
 
 
-def _grid(table: Look, names: Sequence[str]) -> np.ndarray:
+def number_grid(table: Look, names: Sequence[str]) -> np.ndarray:
     """(N, C) float64: the numbers seen in these columns, NaN where there is none."""
     places = [table.names.index(name) for name in names]
     return np.array([[number_in(row[place]) if place < len(row) else np.nan for place in places]

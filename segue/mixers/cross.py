@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.mixers.base import Mixer
 from segue.mixers.layout import Layout, length_mask
 from segue.mixers.positions import sinusoids
@@ -176,8 +176,7 @@ class PositionAwareCrossAttention(Mixer):
         super().__init__(width)
         from segue.mixers import MIXERS  # which names this module's neighbours
 
-        if mixer not in MIXERS:
-            raise SegueError(f"mixer '{mixer}' is unknown: choose from {', '.join(sorted(MIXERS))}")
+        check_choice("mixer", mixer, sorted(MIXERS))
         self.q, self.kv = nn.Linear(width, width, bias=False), nn.Linear(width, 2 * width, bias=False)
         self.q_norm, self.k_norm, self.v_norm = (nn.LayerNorm(width) for _ in range(3))
         self.norm, self.mixer = nn.RMSNorm(width), MIXERS[mixer](width, **options)

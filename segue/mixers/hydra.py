@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.kernels.norm import gated_norm
 from segue.kernels.ssd import ssd
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import CentredConvolution
 from segue.mixers.layout import Layout
+from segue.mixers.ssm import initial_step_bias
 from segue.mixers.state import Parts, Tensors
 
 MERGES = ("quasiseparable", "add", "multiply", "concatenate", "forward")
@@ -54,17 +53,14 @@ class Hydra(Mixer):
         inner = expand * width
         if inner % heads:
             raise SegueError(f"inner width {inner} is not divisible by {heads} heads: choose another number of heads")
-        if merge not in MERGES:
-            raise SegueError(f"merge '{merge}' is unknown: choose from {', '.join(MERGES)}")
+        check_choice("merge", merge, MERGES)
         self.heads, self.merge, self.ways = heads, merge, 1 if merge == "forward" else 2
         self.linear_in_values = merge in ("quasiseparable", "add", "forward")
         mixed = inner + 2 * self.ways * states  # x, and b and c of each way
         self.widths, self.inner = [inner, mixed, self.ways * heads], [inner, *[states] * (2 * self.ways)]
         self.into = nn.Linear(width, sum(self.widths), bias=False)
         self.convolution = CentredConvolution(mixed, taps, ahead=None if self.ways == 2 else 0)
-        # Initial step sizes are log-uniform in [0.001, 0.1]: the bias is their inverse softplus.
-        step = torch.exp(torch.rand(heads) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
-        self.step = nn.Parameter(step + torch.log(-torch.expm1(-step)))
+        self.step = nn.Parameter(initial_step_bias(heads))
         self.A_log = nn.Parameter(torch.zeros(heads))
         self.diagonal = nn.Linear(inner, heads)
         nn.init.ones_(self.diagonal.bias)

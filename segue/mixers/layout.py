@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -196,9 +197,20 @@ def check_rows(rows: int, state: Any) -> None:
         raise SegueError(f"{rows} rows of input cannot follow a state of {state.batch} rows: select the rows first")
 
 
-def check_path(path: list[list[int]], parents: list[list[int]] | None, batch: int, n: int) -> None:
-    """Raise SegueError unless each of `batch` rows of `path` goes from a root down the tree of the row's `n` nodes, and
-    is padded with -1 at its end. parents: of each row's nodes, or None for a chain."""
+def check_commit(path: Tensor | None, counts: Tensor | None, parents: Tensor | np.ndarray | None, batch: int, n: int
+                 ) -> None:
+    """Raise SegueError unless `batch` rows of `n` pending nodes can be committed so. parents: of a draft tree's nodes,
+    None of a chain. path: each row goes from a root down the tree, and is padded with -1 at its end; or, of a chain,
+    counts: (B,) from 0 to n (None: all)."""
+    if path is not None:
+        _check_path(path.tolist(), None if parents is None else parents.tolist(), batch, n)
+    elif parents is not None:
+        raise SegueError("a draft tree is pending: say which path to commit")
+    elif counts is not None and (counts.shape != (batch,) or not all(0 <= count <= n for count in counts.tolist())):
+        raise SegueError(f"cannot commit {counts.tolist()} of {n} pending nodes in {batch} rows")
+
+
+def _check_path(path: list[list[int]], parents: list[list[int]] | None, batch: int, n: int) -> None:
     chain = list(range(-1, n - 1))
     valid = len(path) == batch
     for row, tree in zip(path, parents or [chain] * batch):
@@ -219,12 +231,6 @@ def check_node_indices(at: Tensor, batch: int, n: int) -> None:
     """Raise SegueError unless `at` (B, M) holds indices of `n` nodes, for each of `batch` rows."""
     if len(at) != batch or (at.numel() and not 0 <= int(at.min()) <= int(at.max()) < n):
         raise SegueError(f"nodes {at.tolist()} are asked for of {n} nodes in {batch} rows")
-
-
-def check_counts(counts: Tensor, batch: int, n: int) -> None:
-    """Raise SegueError unless `counts` (B,) lies between 0 and `n` for each of `batch` rows."""
-    if counts.shape != (batch,) or not all(0 <= count <= n for count in counts.tolist()):
-        raise SegueError(f"cannot commit {counts.tolist()} of {n} pending nodes in {batch} rows")
 
 
 @dataclass

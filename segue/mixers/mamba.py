@@ -14,6 +14,7 @@ from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.delta import min_eigenvalue
 from segue.mixers.layout import Layout, length_mask
+from segue.mixers.ssm import initial_step_bias
 from segue.mixers.state import Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
@@ -72,9 +73,7 @@ class Mamba(Mixer):
         self.step = nn.Linear(self.rank, inner)
         self.scan = SelectiveScan(inner, states, min_eigenvalue(eigenvalues))
         self.out = nn.Linear(inner, width, bias=bias)
-        # Initial step sizes are log-uniform in [0.001, 0.1]: the bias is their inverse softplus.
-        step = torch.exp(torch.rand(inner) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
-        self.step.bias.data = step + torch.log(-torch.expm1(-step))
+        self.step.bias.data = initial_step_bias(inner)
         nn.init.uniform_(self.step.weight, -(self.rank**-0.5), self.rank**-0.5)
 
     def state_parameters(self) -> list[nn.Parameter]:

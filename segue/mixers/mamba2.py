@@ -15,6 +15,7 @@ from segue.kernels.ssd import split_projection, ssd
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.layout import Layout
+from segue.mixers.ssm import initial_step_bias
 from segue.mixers.state import Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
@@ -74,9 +75,7 @@ class Mamba2(Mixer):
         self.norm = nn.RMSNorm(inner // groups, eps=norm_eps, elementwise_affine=False)
         self.scale = nn.Parameter(torch.ones(inner))
         self.out = nn.Linear(inner, width, bias=bias)
-        # Initial step sizes are log-uniform in [0.001, 0.1]: the bias is their inverse softplus.
-        step = torch.exp(torch.rand(self.heads) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
-        self.step_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))
+        self.step_bias = nn.Parameter(initial_step_bias(self.heads))
 
     def state_parameters(self) -> list[nn.Parameter]:
         return [self.scan.A_log, self.scan.D, self.step_bias]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import CentredConvolution
 from segue.mixers.layout import Layout
@@ -134,8 +134,7 @@ class MatrixMixer(Mixer):
     def __init__(self, width: int, structure: str = "quasiseparable", aligned: bool = True, length: int = 256,
                  heads: int = 4, features: int = 16, expand: int = 2, taps: int = 7, norm_eps: float = 1e-6) -> None:
         super().__init__(width)
-        if structure not in STRUCTURES:
-            raise SegueError(f"structure '{structure}' is unknown: choose from {', '.join(STRUCTURES)}")
+        check_choice("structure", structure, STRUCTURES)
         if structure == "dense" and aligned:
             raise SegueError("a dense matrix has no aligned form: give aligned=False and a length")
         if expand * width % heads:

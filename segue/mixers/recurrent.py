@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.kernels.rnn import CELLS, empty_state, recurrence, runs_compiled
 from segue.mixers.base import Mixer
 from segue.mixers.layout import Layout
@@ -148,8 +148,7 @@ class RecurrentMixer(Mixer):
     def __init__(self, width: int, inner: int | None = None, recurrent_init: str = "orthogonal",
                  heads: int = 1) -> None:
         super().__init__(width)
-        if recurrent_init not in ("orthogonal", "uniform"):
-            raise SegueError(f"recurrent_init '{recurrent_init}' is unknown: choose orthogonal or uniform")
+        check_choice("recurrent_init", recurrent_init, ("orthogonal", "uniform"))
         inner = inner or width
         if heads < 1 or inner % heads:
             raise SegueError(f"a state of {inner} units cannot be {heads} heads: choose a divisor")

@@ -44,6 +44,12 @@ class StepSizes(nn.Module):
         return upcast(self.log).exp()
 
 
+def initial_step_bias(count: int) -> Tensor:
+    """(count,): biases whose softplus, the step sizes at the start, is log-uniform in [0.001, 0.1] (Mamba)."""
+    step = torch.exp(torch.rand(count) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
+    return step + torch.log(-torch.expm1(-step))
+
+
 @torch.no_grad()
 def scale_step_sizes(model: nn.Module, rate: float) -> None:
     """Adapt `model`, in place, to signals with `rate` times fewer samples per second: multiply its step sizes by it."""

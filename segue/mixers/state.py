@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.layout import LayerNodes, Layout, check_counts, check_parents, check_path, gather_nodes
+from segue.mixers.layout import LayerNodes, Layout, check_commit, check_parents, gather_nodes
 
 
 class Part(Protocol):
@@ -96,13 +96,9 @@ class State:
         if layout is None:
             raise SegueError("nothing is pending: call extend before commit")
         n = layout.positions.shape[1]
+        check_commit(path, counts, layout.parents, self.batch, n)
         if path is not None:
-            check_path(path.tolist(), None if layout.parents is None else layout.parents.tolist(), self.batch, n)
             counts = (path >= 0).sum(1)
-        elif layout.parents is not None:
-            raise SegueError("a draft tree is pending: say which path to commit")
-        elif counts is not None:
-            check_counts(counts, self.batch, n)
         if layout.sets is not None and n:
             self._raise_floor(layout.sets[..., 0] > 0, layout.positions, counts)
         for index, layer in enumerate(self.layers):

@@ -19,7 +19,7 @@ from segue.kernels.cpu import engine
 from segue.kernels.cpu import program as p
 from segue.kernels.cpu.cache import compile_in_background, is_warm
 from segue.kernels.cpu.simd import BLOCK, TILE
-from segue.mixers.layout import Layout, check_counts, check_node_indices, check_parents, check_path, check_rows
+from segue.mixers.layout import Layout, check_commit, check_node_indices, check_parents, check_rows
 from segue.models.base import Decoding, Output, needs_whole_prompt
 from segue.models.stack import Block, Stack, StackConfig
 
@@ -217,17 +217,13 @@ class CompiledState:
         if pending is None:
             raise SegueError("nothing is pending: call extend before commit")
         batch, n = pending.tokens.shape
+        check_commit(path, counts, pending.parents, batch, n)
         if path is None:
-            if pending.parents is not None:
-                raise SegueError("a draft tree is pending: say which path to commit")
             steps = None
-            if counts is not None:
-                check_counts(counts, batch, n)
             num_committed = np.full(batch, n) if counts is None else counts.numpy()
             last = num_committed - 1
         else:
             steps = np.ascontiguousarray(path.numpy(), np.int64)
-            check_path(steps.tolist(), None if pending.parents is None else pending.parents.tolist(), batch, n)
             num_committed = (steps >= 0).sum(1)
             last = num_committed - 1
             if steps.shape[1]:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.files import atomic_write, read_json, write_json
 from segue.kernels import counts as kernel
-from segue.mixers.layout import check_counts, check_node_indices, check_parents, check_path, check_rows
+from segue.mixers.layout import check_commit, check_node_indices, check_parents, check_rows
 from segue.models.base import Decoding, Output, check_tokens
 from segue.models.one_cycle import one_cycle
 
@@ -59,16 +59,13 @@ class TokenState:
         if self.pending is None:
             raise SegueError("nothing is pending: call extend before commit")
         tokens, parents = self.pending
-        if path is None and parents is not None:
-            raise SegueError("a draft tree is pending: say which path to commit")
+        check_commit(path, counts, parents, *tokens.shape)
         size = self.past.shape[1]
         past = np.empty_like(self.past)
         num_committed = np.full(self.batch, tokens.shape[1])
         if path is not None:
-            check_path(path.tolist(), None if parents is None else parents.tolist(), *tokens.shape)
             num_committed = (path >= 0).sum(1).numpy()
         elif counts is not None:
-            check_counts(counts, *tokens.shape)
             num_committed = counts.numpy()
         for b, n in enumerate(num_committed):
             new = tokens[b, :n] if path is None else tokens[b, path[b, :n].numpy()]
@@ -269,8 +266,7 @@ class CountModel(_CountBase):
 
     def __init__(self, vocabulary: int, order: int = 5, smoothing: str = "witten-bell", start: bool = True,
                  backoff: bool = True, discount: float | None = None) -> None:
-        if smoothing not in SMOOTHINGS:
-            raise SegueError(f"smoothing '{smoothing}' is unknown: choose {', '.join(SMOOTHINGS)}")
+        check_choice("smoothing", smoothing, SMOOTHINGS)
         if not 0 <= order <= 64 or vocabulary < 1:
             raise SegueError(f"a count model of order {order} over {vocabulary} symbols: choose an order of 0 to 64")
         self.vocabulary, self.order, self.smoothing, self.start, self.backoff = \

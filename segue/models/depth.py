@@ -113,10 +113,7 @@ class Scheduled(OnePassModel, nn.Module):
 
     def __init__(self, stack: Stack, schedule: DepthSchedule) -> None:
         super().__init__()
-        for name, block in zip(stack.config.mixers, stack.blocks):
-            if not block.mixer.causal:
-                raise SegueError(f"mixer '{name}' looks ahead, to elements that have left its layer: depth by position "
-                                 "is for causal mixers")
+        stack.check_causal(", to elements that have left its layer: depth by position is for causal mixers")
         self.stack, self.schedule = stack, schedule
         self.spans = schedule.spans(len(stack.blocks))
 

@@ -99,7 +99,8 @@ class GraphBatch:
         n, index, graph = len(self.graph), np.arange(len(self.ends)), self.graph[self.ends[:, 0]]
         rank = np.empty(len(self.ends), np.int64)  # within each graph, independent of the rest of the batch
         rank[np.lexsort((index, -self.weights, graph))] = index - np.searchsorted(np.sort(graph), np.sort(graph))
-        rounds, taken, order = loops.boruvka(n, *np.ascontiguousarray(self.ends.T), rank)
+        u, v = np.ascontiguousarray(self.ends.T)
+        rounds, taken, order = loops.boruvka(n, u, v, rank)
         order = order[np.argsort(self.graph[order], kind="stable")]
         levels = np.concatenate([rounds, self.graph[None]])
         for level in levels:

@@ -85,31 +85,28 @@ class Hawkes:
         time_log_prob = np.log(total_rate) - self.residuals(data)
         return np.where(valid, time_log_prob, 0.0), np.where(valid, np.log(type_rate / total_rate), 0.0)
 
-    def _expected_offspring(self, data: TimedEvents) -> np.ndarray:
-        """Return how many events those up to and including each one are still expected to trigger, per decay:
-        (N, L, B)."""
+    def _counts_after(self, data: TimedEvents) -> np.ndarray:
+        """Return the decayed counts right after each event, itself included: (N, L, K, B)."""
         after = _decayed_counts(data, len(self.base), self.decays)
         row, column = np.nonzero(data.types >= 0)
         after[row, column, data.types[row, column]] += 1.0
-        return np.einsum("nlmb,mb->nlb", after, self.excite.sum(0))
+        return after
 
     def residuals(self, data: TimedEvents) -> np.ndarray:
         """Return the integrated total intensity between each event and the one before it, (N, L); 0 at the first."""
         gaps = np.diff(data.times, axis=1, prepend=data.times[:, :1])
-        offspring = np.roll(self._expected_offspring(data), 1, axis=1)
+        # How many events those before are still expected to trigger, per decay: (N, L, B).
+        offspring = np.roll(np.einsum("nlmb,mb->nlb", self._counts_after(data), self.excite.sum(0)), 1, axis=1)
         expected = self.base.sum() * gaps + (offspring * (1 - np.exp(-self.decays * gaps[..., None]))).sum(-1)
         return np.where(data.has_predecessor, expected, 0.0)
 
     def predict(self, data: TimedEvents, longest: float, points: int = 48) -> tuple[np.ndarray, np.ndarray]:
         """Predict the event after each one: the expected time until it, at most `longest`, (N, L), and the most likely
         type at that time (N, L). points: of the time grid."""
-        after = _decayed_counts(data, len(self.base), self.decays)
-        row, column = np.nonzero(data.types >= 0)
-        after[row, column, data.types[row, column]] += 1.0
         grid = np.concatenate([[0.0], np.logspace(-3, 0, points) * longest])
         integral = 1 - np.exp(-np.outer(grid, self.decays))  # (G, B), of each kernel
         shape = data.types.shape
-        flat = after.reshape(data.types.size, len(self.base), len(self.decays))
+        flat = self._counts_after(data).reshape(data.types.size, len(self.base), len(self.decays))
         mean, kind = np.zeros(len(flat)), np.zeros(len(flat), dtype=np.int64)
         for begin in range(0, len(flat), CHUNK):
             batch = flat[begin : begin + CHUNK]

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.mixers.layout import Layout
 from segue.mixers.state import State
 from segue.models.prompts import LayerPrompts
@@ -126,8 +126,7 @@ class PointProcess(nn.Module):
 
     def __init__(self, config: PointProcessConfig) -> None:
         super().__init__()
-        if config.head not in HEADS:
-            raise SegueError(f"head '{config.head}' is unknown: choose from {', '.join(HEADS)}")
+        check_choice("head", config.head, HEADS)
         if config.stack.pool or config.stack.inputs or not config.stack.tied:
             raise SegueError("the backbone of a point process is a tied stack of ids that pools nothing")
         if not (config.scale > 0 and config.longest > 0):

@@ -186,9 +186,7 @@ class PointerNetwork(SavedModel):
             raise SegueError("the decoder of a pointer network reads memories: leave inputs, pool, learned_positions, "
                              "embed_norm and cross out of its config")
         self.config, self.decoder = config, Stack(decoder)
-        for name, block in zip(decoder.mixers, self.decoder.blocks):
-            if not block.mixer.causal:
-                raise SegueError(f"mixer '{name}' looks ahead: the decoder must be causal")
+        self.decoder.check_causal(": the decoder must be causal")
         if isinstance(encoder, SetConfig):
             self.encoder: Stack | SetEncoder = SetEncoder(encoder)
         else:

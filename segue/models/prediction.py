@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from segue.models.advised import Advisor, histories_before
+from segue.models.regression import fit_mixture_weights
 
 PREDICTION_ORDER = 16  # latest samples that the next one is a linear combination of
 WINDOW = 384  # latest samples that the weights are estimated from
@@ -61,10 +62,7 @@ class LinearPrediction(Advisor):
                                     error_features.T @ np.log(errors + self.smallest_step))
         edges = self.edges[self.rank[targets][:, None] + np.arange(2)]
         likelihoods = np.diff(self._cumulative(edges, means, error_features))[..., 0].T
-        for _ in range(50):
-            joint = likelihoods * self.share
-            self.share = (joint / np.maximum(joint.sum(1, keepdims=True), 1e-300)).mean(0) + 1e-4
-            self.share /= self.share.sum()
+        self.share = fit_mixture_weights(likelihoods, self.share)
 
     def _predict_mean_and_features(self, histories: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N,) the linear prediction after each history (N, reach), and (N, 4) the features of its log error scale."""

@@ -99,8 +99,10 @@ class Regression(Advisor):
         error_likelihoods = np.diff(_cumulative(edges, means, error_features, model))[..., 0].T
         likelihoods = np.column_stack([error_likelihoods, ~changed, model["often"][level]])
         repeated = self._repeats_last(histories)[valid]
-        model["share"] = np.stack([_fit_mixture_weights(likelihoods[rows] if rows.sum() > MIN_REPEATS else likelihoods)
-                                   for rows in (~repeated, repeated)])
+        uniform = np.full(likelihoods.shape[1], 1 / likelihoods.shape[1])
+        model["share"] = np.stack([
+            fit_mixture_weights(likelihoods[rows] if rows.sum() > MIN_REPEATS else likelihoods, uniform)
+            for rows in (~repeated, repeated)])
         return model
 
     def _level_statistics(self, column: int, tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -236,9 +238,9 @@ def _fit_log_scale(features: np.ndarray, residuals: np.ndarray, changed: np.ndar
                            features[rows].T @ np.log(np.abs(residuals[rows]) + 1e-3))
 
 
-def _fit_mixture_weights(likelihoods: np.ndarray) -> np.ndarray:
-    """Weights (K,) of mixture components by expectation-maximisation, from likelihoods (N, K) of each target."""
-    weights = np.full(likelihoods.shape[1], 1 / likelihoods.shape[1])
+def fit_mixture_weights(likelihoods: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weights (K,) of mixture components by expectation-maximisation, from likelihoods (N, K) of each target. weights:
+    (K,) to begin with."""
     for _ in range(EM_STEPS):
         joint = likelihoods * weights
         weights = (joint / np.maximum(joint.sum(1, keepdims=True), 1e-300)).mean(0) + 1e-4

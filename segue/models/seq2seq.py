@@ -288,9 +288,7 @@ class EncoderDecoder(ConditionedDecoder, SavedModel):
         if config.shared:
             self.encoder.embedding = self.decoder.embedding
             self.encoder.head.weight = self.decoder.embedding.weight
-        for name, block in zip(decoder.mixers, self.decoder.blocks):
-            if not block.mixer.causal:
-                raise SegueError(f"mixer '{name}' looks ahead: the decoder must be causal")
+        self.decoder.check_causal(": the decoder must be causal")
 
     @property
     def head(self) -> nn.Linear:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.kernels.dropout import Dropout
 from segue.mixers import MIXERS, Mixer
 from segue.mixers.cross import make_cross_attention
@@ -156,8 +156,7 @@ def check_config(config: StackConfig) -> None:
     if config.channel not in ("glu", "mlp", "none") or config.activation not in ACTIVATIONS:
         raise SegueError(f"channel '{config.channel}' with activation '{config.activation}' is unknown: "
                          f"choose glu, mlp or none, and one of {', '.join(ACTIVATIONS)}")
-    if config.norm not in ("rms", "layer"):
-        raise SegueError(f"norm '{config.norm}' is unknown: choose rms or layer")
+    check_choice("norm", config.norm, ("rms", "layer"))
     if unknown := {name for name in config.options if name.partition(":")[0] not in MIXERS}:
         raise SegueError(f"options of unknown mixers {sorted(unknown)}: choose from {', '.join(sorted(MIXERS))}")
     if config.pool not in ("", "mean") or (config.inputs and config.tied):
@@ -513,12 +512,16 @@ class Stack(OnePassModel, nn.Module):
             raise SegueError("this model reads whole sequences (pool, tables or real inputs): it cannot continue them")
         return self.new_state(batch, history)
 
+    def check_causal(self, why: str) -> None:
+        """Raise SegueError "mixer NAME looks ahead" + why if one does."""
+        for name, block in zip(self.config.mixers, self.blocks):
+            if not block.mixer.causal:
+                raise SegueError(f"mixer '{name}' looks ahead{why}")
+
     def new_state(self, batch: int, history: int = 0) -> State:
         """`init_state` without the check for real inputs, for models around the stack that embed the elements
         themselves."""
-        for name, block in zip(self.config.mixers, self.blocks):
-            if not block.mixer.causal:
-                raise SegueError(f"mixer '{name}' looks ahead: this model cannot continue, only score whole sequences")
+        self.check_causal(": this model cannot continue, only score whole sequences")
         weight = self.embedding.weight.detach()
         layers = [block.parts(batch, weight, history) for block in self.blocks]
         if self.regions is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.objectives.base import Batch, Loss, Objective, generator_of
 from segue.objectives.classes import ClassLoss, ProxyReplay
 from segue.objectives.contrastive import AllItems, CosineRegression, InBatch, SupCon, info_nce, supcon, target_features
@@ -62,8 +62,7 @@ def objective_named(name: str, eos: int | None = None, spelling: Callable[[], np
         return ANY_ORDER[name](known=known)  # type: ignore[call-arg]
     if known:
         raise SegueError(f"objective '{name}' hides nothing by letters: known= is for {', '.join(ANY_ORDER)}")
-    if name not in OBJECTIVES:
-        raise SegueError(f"objective '{name}' is unknown: choose from {', '.join((*OBJECTIVES, *ANY_ORDER))}")
+    check_choice("objective", name, (*OBJECTIVES, *ANY_ORDER))
     kind: Any = OBJECTIVES[name]
     parameters = inspect.signature(kind).parameters
     if missing := [each for each, parameter in parameters.items() if parameter.default is parameter.empty]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.objectives.base import Batch, Loss
 from segue.objectives.contrastive import similarities, target_features
 
@@ -35,8 +35,7 @@ class ClassLoss:
     """
 
     def __init__(self, among: str = "seen") -> None:
-        if among not in AMONG:
-            raise SegueError(f"a softmax among '{among}' is unknown: choose from {', '.join(AMONG)}")
+        check_choice("a softmax among", among, AMONG)
         self.among = among
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.objectives.base import Batch, Loss, content_rng
 from segue.objectives.next_element import NextElement
 
@@ -110,8 +110,7 @@ class OrderSearch:
 
     def __init__(self, mode: str = "sample", orders: Sequence[Sequence[int]] | None = None, eos: int | None = None,
                  ) -> None:
-        if mode not in MODES:
-            raise SegueError(f"mode '{mode}' is unknown: choose from {', '.join(MODES)}")
+        check_choice("mode", mode, MODES)
         if orders is not None and not (orders and all(sorted(one) == list(range(len(one))) for one in orders)):
             raise SegueError(f"orders {orders} are not orders of places, such as [[0, 1, 2], [2, 1, 0]]")
         self.mode, self.orders, self.eos = mode, orders, eos

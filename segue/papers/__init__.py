@@ -280,7 +280,7 @@ PAPERS: dict[str, Paper] = {
         "2022, arXiv 2209.06192", "story_dalle",
         ("models.retrofit", "models.segments", "models.images", "models.prompts (PromptTuning)",
          "models.seq2seq (ConditionedDecoder)", "mixers.cross (first)", "objectives.images", "tasks.stories",
-         "analysis.frames")),
+         "analysis.metrics (frame_metrics)")),
     "successive-prompting": Paper(
         "Successive Prompting for Decomposing Complex Questions",
         "2022, arXiv 2212.04092", "successive_prompting",

@@ -9,7 +9,7 @@ interrupted run resumes where it stopped and ends with the same table.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ from segue.progress import Shown, progress
 from segue.training.recipe import cores, describe_machine
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.console import RenderableType
 
@@ -190,6 +191,17 @@ def load_weights(model: nn.Module, weights: str) -> None:
     """Load into a model of the same architecture what `dump_weights` returned."""
     unknown = model.load_state_dict(load(base64.b64decode(weights)), strict=False).unexpected_keys
     assert not unknown, f"weights of another model: {', '.join(unknown)}"
+
+
+def seed_bars(axes: Axes, rows: Sequence[Row], value: str, labels: Sequence[str], name: str = "arm") -> None:
+    """A bar for row[value] of each row, the first on top, named row[name], with a label inside and a dot for each value
+    of row["by seed"]."""
+    for at, (row, label) in enumerate(zip(rows, labels)):
+        axes.barh(at, row[value], color=f"C{at}", alpha=0.6)
+        axes.plot(row["by seed"], [at] * len(row["by seed"]), "k.", markersize=4)
+        axes.text(0.01, at, label, va="center", fontsize=7)
+    axes.set_yticks(range(len(rows)), [row[name] for row in rows], fontsize=8)
+    axes.yaxis.set_inverted(True)
 
 
 def save_picture(claim: Claim, table: list[Row], path: Path) -> None:

@@ -26,7 +26,7 @@ from segue.continual.stream import class_accuracy, encode_features
 from segue.models import Classifier, CodaPrompts, DualPrompts, Features, Pools, Prompted, PromptSource
 from segue.models.classify import LinearHead
 from segue.objectives import Batch, ClassLoss
-from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.base import Claim, Row, Run, Verdict, seed_bars
 from segue.papers.corpora import (
     CHARACTERS,
     DEPTH,
@@ -109,8 +109,7 @@ def score(arm: str, size: int, weights: str, small: bool, seed: int, rate: float
     strategy: Strategy = Prompting() if arm in PROMPTS else Freeze((), old_classes=True)
     model = Classifier(prompted if arm in PROMPTS else stack.requires_grad_(arm == FINE), head, "mean")
     if arm == LINEAR:
-        stream = [Experience(experience.name, encode_features(model, experience.train),
-                             encode_features(model, experience.test), experience.classes) for experience in stream]
+        stream = [encode_features(model, experience) for experience in stream]
         model = Classifier(Features(), head)
     matrix = learn_stream(model, stream, strategy, ClassLoss("new"), rows=ROWS, epochs=epochs, rate=rate, seed=seed,
                           table_rate=rate if arm == LINEAR else HEAD_RATE, cooldown=1.0, measure=accuracy_so_far)
@@ -186,12 +185,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 def draw(figure: Figure, table: list[Row]) -> None:
     arms, sizes = figure.subplots(1, 2, width_ratios=(3, 2))
     rows = [row for row in table if row["components"] in (None, SIZE)]
-    for at, row in enumerate(rows):
-        arms.barh(at, row["accuracy"], color=f"C{at}", alpha=0.6)
-        arms.plot(row["by seed"], [at] * len(row["by seed"]), "k.", markersize=4)
-        arms.text(0.005, at, f"forgets {row['forgetting']:.0%}", va="center", fontsize=7)
-    arms.set_yticks(range(len(rows)), [row["arm"] for row in rows], fontsize=8)
-    arms.invert_yaxis()
+    seed_bars(arms, rows, "accuracy", [f"forgets {row['forgetting']:.0%}" for row in rows])
     arms.set(xlabel="accuracy over all classes at the end (dots: seeds)", title="15 packages, 3 at a time")
     for arm in (L2P, CODA):
         points = sorted((row["components"], row["accuracy"]) for row in table if row["arm"] == arm)

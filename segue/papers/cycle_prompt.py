@@ -162,10 +162,10 @@ def check_programs(programs: Texts, tasks: Sequence[Sequence[Step]], seed: int, 
     return [all(equal[i * lists : (i + 1) * lists]) for i in range(len(programs))]
 
 
-def sample_tasks(count: int, seed: int, least: int = 2) -> tuple[list[list[Step]], list[list[str]]]:
+def sample_tasks(count: int, seed: int) -> tuple[list[list[Step]], list[list[str]]]:
     """Random programs and their specifications."""
     random = Random(f"tasks {seed}")
-    tasks = [random_program(random, least) for _ in range(count)]
+    tasks = [random_program(random, 2) for _ in range(count)]
     return tasks, [specification(steps, random) for steps in tasks]
 
 
@@ -226,7 +226,7 @@ def run_samples(seed: int, steps: int, count: int) -> dict[str, dict[str, float]
 
 
 def measure(run: Run) -> list[Row]:
-    setting = run.pick({"steps": 3, "count": 6}, {"steps": STEPS, "count": 500})
+    setting = run.pick({"steps": 3, "count": 3}, {"steps": STEPS, "count": 500})
     cells = run.cells({"cycles": partial(run_cycles, run.seed, **setting),
                        "several": partial(run_samples, run.seed, **setting)})
     table: list[Row] = [{"arm": name} | dict.fromkeys(("translations right", "consistent but wrong")) | values

@@ -157,7 +157,7 @@ def general(seed: int, steps: int) -> dict[str, float]:
 
 def measure(run: Run) -> list[Row]:
     steps, seeds = run.pick(2, 200), range(run.seed, run.seed + run.pick(1, 2))
-    pupils, lengths = range(run.seed, run.seed + run.pick(1, 3)), run.pick([64, 128], [512, 1024, 2048, 4096])
+    pupils, lengths = range(run.seed, run.seed + run.pick(1, 3)), run.pick([64], [512, 1024, 2048, 4096])
     table: list[Row] = []
 
     def add(part: str, arm: str, measure: str, value: float, length: int = LENGTH) -> None:

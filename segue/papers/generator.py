@@ -48,14 +48,14 @@ SHORT, EQUAL = "6-mer, context of 1-mers", "6-mer, bases of 1-mers"
 STEPS = 500
 
 
-def synthetic_genome(size: int, seed: int, families: int = FAMILIES) -> str:
+def synthetic_genome(size: int, seed: int) -> str:
     """A genome that alternates random stretches with copies of a few repeat families, in which a share DIVERGED of the
     bases is mutated; half of it is repeats. The families are the same for every seed."""
     family_rng, rng = np.random.default_rng(0), np.random.default_rng(seed)
-    repeats = [family_rng.integers(0, 4, family_rng.integers(*COPY)) for _ in range(families)]
+    repeats = [family_rng.integers(0, 4, family_rng.integers(*COPY)) for _ in range(FAMILIES)]
     parts: list[np.ndarray] = []
     while sum(map(len, parts)) < size:
-        copy = repeats[rng.integers(families)]
+        copy = repeats[rng.integers(FAMILIES)]
         redrawn = rng.random(len(copy)) < DIVERGED * 4 / 3  # one in four draws is the same base again
         parts += [np.where(redrawn, rng.integers(0, 4, len(copy)), copy), rng.integers(0, 4, rng.integers(*COPY))]
     return np.frombuffer(BASES.encode(), np.uint8)[np.concatenate(parts)[:size]].tobytes().decode()

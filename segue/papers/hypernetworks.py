@@ -25,7 +25,7 @@ from segue.continual.stream import Experience, class_accuracy
 from segue.models import HEADS, Classifier, Perceptron
 from segue.models.hypernetwork import ChunkedLSTM, ChunkedMLP, Generated
 from segue.objectives import Batch, NextElement
-from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.base import Claim, Row, Run, Verdict, seed_bars
 from segue.papers.corpora import handwritten_digits
 
 if TYPE_CHECKING:
@@ -165,14 +165,10 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 
 def draw(figure: Figure, table: list[Row]) -> None:
     axes = figure.add_subplot()
+    seed_bars(axes, table, "final", [f"{row['weights']:,} weights" for row in table])
     for at, row in enumerate(table):
-        axes.barh(at, row["final"], color=f"C{at}", alpha=0.6)
         axes.plot(row["new"], at, "k|", markersize=16)
         axes.plot(row["inferred"], at, "kx", markersize=6)
-        axes.plot(row["by seed"], [at] * len(row["by seed"]), "k.", markersize=4)
-        axes.text(0.01, at, f"{row['weights']:,} weights", va="center", fontsize=8)
-    axes.set_yticks(range(len(table)), [row["arm"] for row in table])
-    axes.invert_yaxis()
     axes.set(xlim=(0, 1), title="Digits, five orders of pixels",
              xlabel="accuracy at the end (dots: seeds; bar: right after learning; cross: the task not told)")
 

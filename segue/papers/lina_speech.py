@@ -77,14 +77,14 @@ class Tunes:
     def ids(self, text: str) -> list[int]:
         return [self.letters.index(letter) for letter in text]
 
-    def pretraining(self, seed: int, step: int, length: int = LENGTH) -> Batch:
+    def pretraining(self, seed: int, step: int) -> Batch:
         """Rows of consecutive tunes of one of the old styles, from random positions."""
         rng = np.random.default_rng((seed, step))
-        sizes = np.array([max(1, len(stream) - length) for stream in self.streams])
+        sizes = np.array([max(1, len(stream) - LENGTH) for stream in self.streams])
         rows = []
         for style in rng.choice(len(sizes), ROWS, p=sizes / sizes.sum()):
             start = int(rng.integers(sizes[style]))
-            rows.append(self.streams[style][start : start + length + 1])
+            rows.append(self.streams[style][start : start + LENGTH + 1])
         ids = pad_rows(rows)
         return Batch(ids[:, :-1], ids[:, 1:])
 

@@ -67,8 +67,8 @@ def cut_rows(text: Tensor, rows: int, length: int) -> Tensor:
     return text[begins[:, None] + torch.arange(length)]
 
 
-def sample_windows(text: Tensor, rows: int, length: int, seed: int, step: int) -> Batch:
-    begins = torch.from_numpy(np.random.default_rng((seed, step)).integers(0, len(text) - length, (rows, 1)))
+def sample_windows(text: Tensor, length: int, seed: int, step: int) -> Batch:
+    begins = torch.from_numpy(np.random.default_rng((seed, step)).integers(0, len(text) - length, (16, 1)))
     whole = text[begins + torch.arange(length + 1)]
     return Batch(whole[:, :-1], whole[:, 1:])
 
@@ -87,7 +87,7 @@ def compare_adaptation(folder: Path | None, seed: int, width: int, steps: int, l
                                                                                             (0.95, 1)))
     torch.manual_seed(seed)
     model = build_reader(width, window=64)
-    batches = partial(sample_windows, learned, 16, min(CONTEXT, length), seed)
+    batches = partial(sample_windows, learned, min(CONTEXT, length), seed)
     learn(model, batches, steps, rate=0.02, seed=seed, muon=True)
     model.requires_grad_(False)
     result: dict[str, float] = {}
@@ -137,7 +137,7 @@ def compare_windows(folder: Path | None, seed: int, width: int, steps: int, tuni
     learned, testing = text[: int(0.9 * len(text))], cut_rows(text[int(0.95 * len(text)) :], rows, CONTEXT + 1)
     torch.manual_seed(seed)
     base = build_reader(width)
-    learn(base, partial(sample_windows, learned, 16, CONTEXT, seed), steps, rate=0.02, seed=seed, muon=True)
+    learn(base, partial(sample_windows, learned, CONTEXT, seed), steps, rate=0.02, seed=seed, muon=True)
     weights = {name: value.clone() for name, value in base.state_dict().items()}
     scores = {}
     for arm, wrap in ((WHOLE, lambda stack: stack), (ALONE, Windows),
@@ -146,7 +146,7 @@ def compare_windows(folder: Path | None, seed: int, width: int, steps: int, tuni
         stack = build_reader(width)
         stack.load_state_dict(weights)
         model = wrap(stack)
-        learn(model, partial(sample_windows, learned, 16, CONTEXT, seed + 1), tuning, rate=0.01, seed=seed, muon=True)
+        learn(model, partial(sample_windows, learned, CONTEXT, seed + 1), tuning, rate=0.01, seed=seed, muon=True)
         scores[arm] = nats_per_byte(model, testing)
         if arm == ALONE:
             scores[SLIDING] = nats_per_byte_overlapping(stack, testing)

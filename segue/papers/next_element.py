@@ -54,10 +54,10 @@ def read_log(path: Path) -> Log:
     return [np.array([*(ids[a] for a in case), len(ids)], np.int32) for case in cases], len(ids) + 1
 
 
-def make_up_log(cases: int = 80) -> Log:
-    """A small log of an invented process, for the smoke scale: a review that may loop, then one of two ends."""
+def make_up_log() -> Log:
+    """80 cases of an invented process, for the smoke scale: a review that may loop, then one of two ends."""
     rng, log = random.Random(0), []
-    for _ in range(cases):
+    for _ in range(80):
         case = [0, 1]
         while rng.random() < 0.5:
             case += [2, 1]

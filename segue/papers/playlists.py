@@ -143,16 +143,16 @@ def train_encoder(arm: str, rows: list[np.ndarray], size: int, seed: int, settin
     return model
 
 
-def choose_songs(rows: list[np.ndarray], count: int = LISTED) -> list[int]:
-    """The `count` songs whose share of the lists that hold them is nearest to one in twenty."""
+def choose_songs(rows: list[np.ndarray]) -> list[int]:
+    """The LISTED songs whose share of the lists that hold them is nearest to one in twenty."""
     often = Counter(song for row in rows for song in np.unique(row).tolist())
-    return sorted(often, key=lambda song: (abs(often[song] - len(rows) / 20), song))[:count]
+    return sorted(often, key=lambda song: (abs(often[song] - len(rows) / 20), song))[:LISTED]
 
 
-def search_precision(vectors: np.ndarray, labels: np.ndarray, seed: int, queries: int = 100) -> list[float]:
-    """Precision at recalls 0 and 0.2 of a search for lists with the query's label, over random labelled queries."""
+def search_precision(vectors: np.ndarray, labels: np.ndarray, seed: int) -> list[float]:
+    """Precision at recalls 0 and 0.2 of a search for lists with the query's label, over 100 random labelled queries."""
     vectors, labels = vectors[labels >= 0], labels[labels >= 0]
-    ids = np.random.default_rng(seed).permutation(len(vectors))[:queries]
+    ids = np.random.default_rng(seed).permutation(len(vectors))[:100]
     places = VectorIndex(vectors).search(vectors[ids], len(vectors), without=ids.tolist(), below=1 - 1e-6)[1].numpy()
     right = (labels[places] == labels[ids][:, None]) & (places >= 0)
     return precision_at_recall(right, right.sum(1), [0.0, 0.2]).tolist()
@@ -202,7 +202,7 @@ def measure(run: Run) -> list[Row]:
         return [run.seed + i for i in range(run.pick(1, SEEDS) if judged else 1)]
 
     jobs = {f"{data} {arm} {seed}": partial(probe_arm, arm, data, folders[data], seed, count, 0.625, setting,
-                                                    steps[data])
+                                            steps[data])
             for data in ARMS for arm in ARMS[data] for seed in seeds(data, arm)}
     done = run.cells(jobs)
     table: list[Row] = []

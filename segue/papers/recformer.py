@@ -97,8 +97,8 @@ def load_movielens(folder: Path, seed: int, least: int = 5) -> Shop:
     return split_items(items, [row[:-LAST] for row in rows], test, genres, seed)
 
 
-def load_scientific(folder: Path, seed: int, most: int = 2_000) -> Shop:
-    """Amazon Scientific: the last item of each buyer is the test target, of `most` random buyers."""
+def load_scientific(folder: Path, seed: int) -> Shop:
+    """Amazon Scientific: the last item of each buyer is the test target, of 2,000 random buyers."""
     def read_lines(name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in gzip.decompress((folder / f"{name}.jsonl.gz").read_bytes()).splitlines()]
 
@@ -111,7 +111,7 @@ def load_scientific(folder: Path, seed: int, most: int = 2_000) -> Shop:
 
     training = [np.append(history(record), index[record["item"]]) for record in read_lines("valid")]
     test = [(history(record), index[record["item"]]) for record in read_lines("test")]
-    sample = np.random.default_rng([5, seed]).permutation(len(test))[:most]
+    sample = np.random.default_rng([5, seed]).permutation(len(test))[:2_000]
     return split_items(list(items.values()), training, [test[i] for i in sample], [], seed)
 
 

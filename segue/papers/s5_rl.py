@@ -173,7 +173,7 @@ class Agent(nn.Module):
         return self.actor(hidden).log_softmax(-1), self.critic(hidden)[..., 0]
 
 
-def train_agent(memory: bool, seed: int, rollouts: int, rows: int = 64, length: int = CARDS) -> dict[str, float]:
+def train_agent(memory: bool, seed: int, rollouts: int, rows: int) -> dict[str, float]:
     """Train by PPO for so many rollouts; the mean return per episode over the last tenth of them, and of the first.
     Without `memory` the state resets at every step."""
     torch.manual_seed(seed)
@@ -186,7 +186,7 @@ def train_agent(memory: bool, seed: int, rollouts: int, rows: int = 64, length: 
         before: State = state.snapshot()
         observations, firsts, actions, log_probabilities, rewards, values = (list[Tensor]() for _ in range(6))
         with torch.no_grad():
-            for _ in range(length):
+            for _ in range(CARDS):
                 tokens, first = game.observe()
                 hidden = agent.stack.extend(tokens[:, None], state, starts=first[:, None] | (not memory)).hidden
                 state.commit()
@@ -201,7 +201,7 @@ def train_agent(memory: bool, seed: int, rollouts: int, rows: int = 64, length: 
             hidden = agent.stack.extend(tokens[:, None], state, starts=first[:, None] | (not memory)).hidden
             assert hidden is not None
             values.append(agent.heads(hidden[:, 0])[1])
-        returns.append(float(torch.stack(rewards).sum()) / (rows * length / CARDS))
+        returns.append(float(torch.stack(rewards).sum()) / rows)
         ends = torch.stack([*firsts[1:], first], 1)
         gain = advantages(torch.stack(rewards, 1), torch.stack(values, 1), ends, 0.9, 0.9)
         rollout = [torch.stack(line, 1) for line in (observations, firsts, actions, log_probabilities)]
@@ -210,7 +210,7 @@ def train_agent(memory: bool, seed: int, rollouts: int, rows: int = 64, length: 
             for part in torch.randperm(rows, generator=generator).chunk(4):  # whole rows: time stays in order
                 tokens, begun, action, old = (x[part] for x in rollout)
                 here = before.select(part)
-                layout = here.layout(length, starts=begun | (not memory))
+                layout = here.layout(CARDS, starts=begun | (not memory))
                 logs, value = agent.heads(agent.stack.hidden(tokens, layout, here))
                 better = (gain[part] - gain.mean()) / (gain.std() + 1e-8)
                 loss = clipped_policy(logs.gather(2, action[..., None])[..., 0], old, better)

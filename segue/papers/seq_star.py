@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from segue.continual import EWC, Experience, Freeze, Replay, Strategy, class_incremental, learn_stream
+from segue.continual import EWC, Freeze, Replay, Strategy, class_incremental, learn_stream
 from segue.continual.probing import Probing
 from segue.continual.stream import encode_features, ordered_batches
 from segue.models import HEADS, Classifier, Features
@@ -107,8 +107,7 @@ def score_arm(name: str, kind: str, folder: Path | None, small: bool, weights: s
         torch.manual_seed(seed)
         head = Classifier(Features(), CosineHead(WIDTH, classes, 1.0) if arm.head == "cosine" else
                           LinearHead(WIDTH, classes))
-        encoded = [Experience(experience.name, encode_features(model, experience.train),
-                              encode_features(model, experience.test), experience.classes) for experience in stream]
+        encoded = [encode_features(model, experience) for experience in stream]
         matrix = learn_stream(head, encoded, Freeze((), old_classes=True), objective, rows=50, epochs=epochs[2],
                               rate=head_rate, seed=seed)
     on_the_way = [float(row[: 1 + index].mean()) for index, row in enumerate(matrix.scores[1:])]

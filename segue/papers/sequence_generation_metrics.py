@@ -172,7 +172,7 @@ class Reader:
 
 
 reader = cache(lambda name, folder, count, seed, steps: Reader(split_windows(name, folder, count, seed)["training"],
-                                                              steps, seed))
+                                                               steps, seed))
 
 
 def score_texts(name: str, corruption: str, folder: Path | None, count: int, steps: int, seed: int
@@ -236,7 +236,7 @@ def detect(metric: str, values: list[float]) -> float:
 
 
 def measure(run: Run) -> list[Row]:
-    count, steps = run.pick(20, 1000), run.pick(2, 250)
+    count, steps = run.pick(10, 1000), run.pick(2, 250)
     folders = {name: run.dataset(data) for name, (data, _) in FILES.items()}
     jobs: dict[str, Any] = {
         f"{name} {corruption} {count}": partial(score_texts, name, corruption, folder, count, steps, run.seed)

@@ -23,7 +23,7 @@ from segue.continual import Sharp, class_incremental, learn_stream
 from segue.models import Classifier, SparseNetwork, Stack, StackConfig
 from segue.models.classify import NeighbourHead
 from segue.objectives import Batch, SupCon
-from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.base import Claim, Row, Run, Verdict, seed_bars
 from segue.papers.corpora import MNIST_SIDE as SIDE
 from segue.papers.corpora import mnist
 
@@ -158,17 +158,14 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 def draw(figure: Figure, table: list[Row]) -> None:
     final, curves = figure.subplots(1, 2, width_ratios=(3, 2))
     rows = [row for row in table if row["trunk"] == "convolution"]
+    labels = [f"forgets {row['forgetting']:.0%}, {row['bytes'] / 1000:.0f} kB" for row in rows]
+    seed_bars(final, rows, "accuracy", labels)
     for at, row in enumerate(rows):
-        final.barh(at, row["accuracy"], color=f"C{at}", alpha=0.6)
-        final.plot(row["by seed"], [at] * len(row["by seed"]), "k.", markersize=4)
-        final.text(0.01, at, f"forgets {row['forgetting']:.0%}, {row['bytes'] / 1000:.0f} kB", va="center", fontsize=7)
         curves.plot(range(1, 1 + len(row["on the way"])), row["on the way"], "o-", markersize=3, color=f"C{at}")
     for row in table:
         if row["trunk"] != "convolution":
             at = [one["arm"] for one in rows].index(row["arm"])
             curves.plot(range(1, 1 + len(row["on the way"])), row["on the way"], ":", color=f"C{at}")
-    final.set_yticks(range(len(rows)), [row["arm"] for row in rows], fontsize=8)
-    final.invert_yaxis()
     final.set(xlabel="accuracy over all classes at the end (dots: seeds)", title="Digits, two classes at a time",
               xlim=(0, 1))
     curves.set(xlabel="experiences learned", title=f"Dotted: {OTHER} below", ylim=(0, 1))

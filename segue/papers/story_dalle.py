@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.analysis.distributions import frechet_distance
-from segue.analysis.frames import frame_metrics
+from segue.analysis.metrics import frame_metrics
 from segue.decoding import generate
 from segue.models import StackConfig
 from segue.models.images import FrameClassifier, ImageTokenizer

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from segue.models.compiled import compile_model
-from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.base import Claim, Row, Run, Verdict, seed_bars
 from segue.programs import Local, SuccessivePrompting, SymbolicTools, Trace
 from segue.tasks import Answers, small_decoder
 from segue.tasks.ledger import CHAIN, CODEC, DECOMPOSE, DIRECT, DONE, SOLVE, STEP, Problem, problem, skills
@@ -114,13 +114,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 def draw(figure: Figure, table: list[Row]) -> None:
     for axes, size in zip(figure.subplots(1, 2, sharey=True), SIZES):
         rows = [row for row in table if row["passages"] == size]
-        for at, row in enumerate(rows):
-            axes.barh(at, row["right"], color=f"C{at}", alpha=0.6)
-            axes.plot(row["by seed"], [at] * len(row["by seed"]), "k.", markersize=4)
-            axes.text(0.02, at, f"{row['right']:.0%}", va="center", fontsize=8)
-        axes.set_yticks(range(len(rows)), [row["asked"] for row in rows], fontsize=8)
+        seed_bars(axes, rows, "right", [f"{row['right']:.0%}" for row in rows], "asked")
         axes.set(xlim=(0, 1), title=f"passages of {size}", xlabel="answers that are right (dots: seeds)")
-    axes.invert_yaxis()
 
 
 CLAIM = Claim(

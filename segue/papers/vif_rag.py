@@ -24,8 +24,8 @@ from segue.programs import Local
 from segue.programs.crosscheck import Case, cross_validate
 from segue.programs.pipeline import Pipeline, Produced, Value
 from segue.programs.sandbox import Sandbox
-from segue.tasks import Answers, echo, small_decoder
-from segue.tasks.lilt import BOT, CODEC, FAMILIES, NOUNS, USER, Constraint, Instruction, holds
+from segue.tasks import Answers, small_decoder
+from segue.tasks.lilt import BOT, CODEC, ECHO, FAMILIES, USER, Constraint, Instruction, holds
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
@@ -175,10 +175,9 @@ def train_model(arm: str, rows: Sequence[tuple[list[str], list[str]]], steps: in
         prompt, answer = random.choice(rows)
         return (after_passages(sample_passages(random)[0], prompt) if random.random() < 0.5 else prompt), answer
 
-    repeat = echo([*NOUNS, *map(str.upper, NOUNS)], 8, before=(USER, "echo"), behind=(BOT,))
     second_phase = {"ask": 0.9, "echo": 0.1} if arm == RAG else {"ask": 0.35, "follow": 0.6, "echo": 0.05}
     phases = {0: {"ask": 0.6, "echo": 0.4}, 3 * steps // 8: second_phase}
-    task = Answers(BOTH, {"ask": ask, "follow": follow, "echo": repeat}, phases)
+    task = Answers(BOTH, {"ask": ask, "follow": follow, "echo": ECHO}, phases)
     torch.manual_seed(seed)
     model = small_decoder(BOTH.size)
     learn(model, task.batches(96, seed), steps, rate=0.01, seed=seed, muon=True, cooldown=0.3)
@@ -221,7 +220,7 @@ def run_arm(arm: str, seed: int, steps: int, count: int, tests: int, families: S
 
 
 def measure(run: Run) -> list[Row]:
-    families = FAMILIES[: run.pick(2, len(FAMILIES))]
+    families = FAMILIES[: run.pick(1, len(FAMILIES))]
     setting = run.pick({"steps": 3, "count": 60, "tests": 6}, {"steps": 320, "count": 5000, "tests": 500})
     seeds, cases = range(run.seed, run.seed + run.pick(1, 2)), run.pick(10, 1000)
     cells = run.cells({f"{arm} {seed}": partial(run_arm, arm, seed, **setting, families=families) for seed in seeds

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.files import read_json, write_json
 from segue.programs.memory import HASHING, Embedder, Found, LongTerm, ShortTerm
 from segue.programs.sections import Section, SectionedPrompt, Sections, shorten, split_sentences
@@ -213,8 +213,7 @@ class RecurrentProgram:
                  start: SectionedPrompt = START, related: int = 2, archive: str = "summary", recency: float = 0.05,
                  memory: int = 20, words: int = 500, wish: float = 0.1, temperature: float = 0.5,
                  most: int = 3000) -> None:
-        if archive not in ("summary", "paragraph"):
-            raise SegueError(f"archive '{archive}' is unknown: choose summary or paragraph")
+        check_choice("archive", archive, ("summary", "paragraph"))
         self.model, self.embed, self.writer, self.start_prompt = model, embed, writer, start
         self.related, self.archive, self.recency, self.wish = related, archive, recency, wish
         self.memory, self.words = memory, words

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from segue.errors import SegueError
+from segue.errors import check_choice
 from segue.programs.judge import Judge, Judgement
 from segue.programs.text import TextModel
 
@@ -86,8 +86,7 @@ def refine_tree(prompt: str, answer: str, critique: str, refine: Refine, judge: 
     budget: limit of created answers. tries: limit of calls of the refiner per answer, while refinements are missing.
     cache: judgements by (prompt, answer), which the search adds to; it can be shared by searches.
     """
-    if search not in ("breadth", "depth"):
-        raise SegueError(f"search '{search}' is unknown: choose breadth or depth")
+    check_choice("search", search, ("breadth", "depth"))
     judgements = {} if cache is None else cache
     root, num_answers, judged = Node(answer, value, critique), 0, 0
 

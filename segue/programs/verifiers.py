@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from segue.errors import SegueError, require
+from segue.errors import SegueError, check_choice, require
 
 Verifier = Callable[..., bool]
 """(response, the instruction's arguments by name) -> whether the response follows it."""
@@ -209,9 +209,8 @@ def verify(name: str, response: str, arguments: Mapping[str, Any] | None = None,
 
     name: as in VERIFIERS or FOLLOWRAG. arguments: by their names in IFEval; those that are None are left out.
     """
-    verifier = VERIFIERS.get(FOLLOWRAG.get(name, name))
-    if verifier is None:
-        raise SegueError(f"instruction '{name}' is unknown: choose from {', '.join((*VERIFIERS, *FOLLOWRAG))}")
+    check_choice("instruction", name, (*VERIFIERS, *FOLLOWRAG))
+    verifier = VERIFIERS[FOLLOWRAG.get(name, name)]
     given = {key: value for key, value in (arguments or {}).items() if value is not None}
     try:
         return any(bool(text.strip()) and verifier(text, **given) for text in

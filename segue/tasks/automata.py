@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from segue.errors import SegueError
+from segue.errors import check_choice
 from segue.models.automata import (
     DFA,
     alternating_group,
@@ -72,8 +72,7 @@ class Scratchpad:
     policy: str
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise SegueError(f"scratchpad '{self.policy}' is unknown: choose from {', '.join(POLICIES)}")
+        check_choice("scratchpad", self.policy, POLICIES)
 
     def steps(self, n: int) -> list[int]:
         """The prefix lengths whose states are written; the last one is the answer."""

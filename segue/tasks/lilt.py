@@ -179,9 +179,12 @@ def write(random: Random) -> Pair:
     return instruction.prompt, instruction.answer(random)
 
 
+ECHO = echo([*NOUNS, *map(str.upper, NOUNS)], 8, before=(USER, "echo"), behind=(BOT,))
+"""The skill of repeating nouns in either case."""
+
+
 def lilt(early: int = 300) -> Answers:
     """Instructions with answers, mixed with echo rows: half of all in the first `early` steps, then 15%. Without echo
     rows small models do not learn to copy a word of the prompt into the answer."""
-    repeat = echo([*NOUNS, *map(str.upper, NOUNS)], 8, before=(USER, "echo"), behind=(BOT,))
-    return Answers(CODEC, {"write": write, "echo": repeat},
+    return Answers(CODEC, {"write": write, "echo": ECHO},
                    {0: {"write": 0.5, "echo": 0.5}, early: {"write": 0.85, "echo": 0.15}})

@@ -10,6 +10,7 @@ CHECKERS = {
     "check_acceptor": "segue.testing.decoding",
     "check_claim": "segue.testing.claims",
     "check_codec": "segue.testing.kinds",
+    "check_composition": "segue.testing.composition",
     "check_drafter": "segue.testing.decoding",
     "check_kind": "segue.testing.kinds",
     "check_mixer": "segue.testing.mixers",
@@ -18,6 +19,7 @@ CHECKERS = {
     "check_search": "segue.testing.decoding",
     "check_state": "segue.testing.mixers",
     "check_strategy": "segue.testing.learning",
+    "write_samples": "segue.testing.samples",
 }
 
 __all__ = ["CHECKERS", *CHECKERS]

@@ -199,6 +199,12 @@ class Subject(Protocol):
         ...
 
 
+def by_document(x: Tensor, starts: Tensor, truth: Callable[[Tensor], Tensor]) -> Tensor:
+    """`truth` of each document of a row alone, one behind the other. x: (T, ...). starts: (T,) bool."""
+    heads = [0, *torch.nonzero(starts)[:, 0].tolist(), len(x)]
+    return torch.cat([truth(x[begin:end]) for begin, end in zip(heads[:-1], heads[1:])])
+
+
 def node_paths(parents: list[int]) -> list[list[int]]:
     """The root-to-node path of every node."""
     paths: list[list[int]] = []

@@ -15,7 +15,7 @@ from segue.mixers.state import State
 from segue.models.base import Decoding
 from segue.parallel import Communicator, ContextShard, simulate
 from segue.parallel.context import is_recurrent, run_recurrent
-from segue.testing.contract import LIFE, Case, Checker, check_refused, draw_cases
+from segue.testing.contract import LIFE, Case, Checker, by_document, check_refused, draw_cases
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 8e-2}
 """Largest error allowed, relative to the larger of 1 and the largest output: float64 for agreement of forms, the
@@ -221,11 +221,6 @@ class _MixerChecker:
         """Random starts of documents; the first node may continue what was before."""
         return (torch.rand(case.batch, case.longest, generator=case.generator()) < 0.2).to(self.device)
 
-    def _by_document(self, x: Tensor, starts: Tensor, truth: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Each document on its own."""
-        heads = [0, *(torch.nonzero(starts)[:, 0].tolist()), len(x)]
-        return torch.cat([(truth or self.truth)(x[begin:end]) for begin, end in zip(heads[:-1], heads[1:])])
-
     def packed(self, case: Case) -> None:
         x = self.draw((case.batch, case.longest), case.generator())
         starts = self._starts(case)
@@ -233,7 +228,7 @@ class _MixerChecker:
         for row in range(case.batch):
             heads = torch.nonzero(starts[row])[:, 0].tolist()
             self.check.agree(f"forward, row {row} of documents that start at {heads}", y[row],
-                             self._by_document(x[row], starts[row]), self.tolerance)
+                             by_document(x[row], starts[row], self.truth), self.tolerance)
 
     def packed_decoding(self, case: Case) -> None:
         """Documents in the decoding form, also split over calls, in rows of different lengths."""
@@ -245,7 +240,7 @@ class _MixerChecker:
             counts = [min(max(length - begin, 0), end - begin) for length in case.lengths]
             y = self.mixer.extend(x[:, begin:end], state, starts=starts[:, begin:end])
             for row, count in enumerate(counts):
-                expected = self._by_document(x[row, : begin + count], starts[row, : begin + count])[begin:]
+                expected = by_document(x[row, : begin + count], starts[row, : begin + count], self.truth)[begin:]
                 self.check.agree(f"extend from {begin}, row {row} of documents that start at {heads[row]}",
                                  y[row, :count], expected, self.tolerance)
             if case.seed % 2:  # as a path, which takes another road
@@ -261,7 +256,7 @@ class _MixerChecker:
                 joined = torch.cat([x[row, :length], continuation[row]])
                 joined_starts = torch.cat([starts[row, :length], starts.new_zeros(3)])
                 self.check.agree(f"{label}, row {row} of documents that start at {heads[row]}", y[row],
-                                 self._by_document(joined, joined_starts)[length + begin :], self.tolerance)
+                                 by_document(joined, joined_starts, self.truth)[length + begin :], self.tolerance)
             state.commit()
             state.rewind(2)
 
@@ -548,7 +543,7 @@ class _MixerChecker:
             expected = {"forward": self._short(x)}
             if self.mixer.resettable:
                 expected["forward of documents"] = torch.stack([
-                    self._by_document(row, row_starts, lambda row: self._short(row[None])[0]) for row,
+                    by_document(row, row_starts, lambda row: self._short(row[None])[0]) for row,
                     row_starts in zip(x, starts)])
             if self.mixer.causal:
                 expected["extend"] = expected["forward"]

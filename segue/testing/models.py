@@ -20,7 +20,7 @@ from segue.mixers.state import State
 from segue.models.base import Decodable, Decoding, begin_token
 from segue.models.seq2seq import EncoderDecoder
 from segue.models.stack import Stack
-from segue.testing.contract import LIFE, Case, Checker, check_refused, draw_cases, node_paths, prefill
+from segue.testing.contract import LIFE, Case, Checker, by_document, check_refused, draw_cases, node_paths, prefill
 from segue.testing.mixers import TOLERANCE
 
 NATIVE = (Stack, EncoderDecoder)
@@ -191,11 +191,7 @@ class _ModelChecker:
         generator = case.generator()
         x = self.draw((case.batch, case.longest), generator)
         starts = (torch.rand(x.shape, generator=generator) < 0.2).to(self.device)
-        expected = []
-        for row, row_starts in zip(x, starts):
-            heads = [0, *torch.nonzero(row_starts)[:, 0].tolist(), len(row)]
-            expected.append(torch.cat([self.truth(row[a:b]) for a, b in zip(heads[:-1], heads[1:])]))
-        expected_rows = torch.stack(expected)
+        expected_rows = torch.stack([by_document(row, row_starts, self.truth) for row, row_starts in zip(x, starts)])
         layout = Layout.chain((case.batch, case.longest), starts=starts)
         self.check.agree("forward of packed documents", self._forward(x, layout), expected_rows, self.tolerance)
         if self.least:

@@ -29,12 +29,14 @@ class Store(Protocol):
 
 
 class Arrays:
-    """A `Store` of sequences in memory."""
+    """A `Store` of sequences in memory: of ids (n,), or structured arrays (n,) of "ids" and channels beside them."""
 
     def __init__(self, sequences: list[np.ndarray]) -> None:
-        self.tokens = np.concatenate([np.asarray(s) for s in sequences]) if sequences else np.zeros(0, np.int32)
+        joined: np.ndarray = np.concatenate([np.asarray(s) for s in sequences]) if sequences else np.zeros(0, np.int32)
+        names = joined.dtype.names or ()
+        self.tokens = joined["ids"] if names else joined
         self.offsets = np.cumsum([0, *(len(s) for s in sequences)]).astype(np.int64)
-        self.channels: dict[str, np.ndarray] = {}
+        self.channels: dict[str, np.ndarray] = {name: joined[name] for name in names if name != "ids"}
 
 
 def pack_documents(lengths: np.ndarray, room: int) -> list[list[int]]:

@@ -6,6 +6,7 @@ After a kill or a full disk there is either the old file or the new one.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,16 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise SegueError(f"{path} is damaged or no safetensors file ({error}): copy it again or fit again") from error
     return tensors, values
+
+
+def join_groups(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of all groups in one dict, as GROUP.NAME."""
+    return {f"{group}.{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+
+
+def take_group(tensors: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
+    """The tensors of one group of those that `join_groups` put together, by their own names."""
+    return {name.removeprefix(f"{group}."): t for name, t in tensors.items() if name.startswith(f"{group}.")}
 
 
 def remove_leftovers(folder: Path) -> None:

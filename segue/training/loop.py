@@ -32,7 +32,7 @@ from segue.objectives import Batch, NextElement, Objective, generator_of
 from segue.parallel import ContextParallel, context_parallel
 from segue.progress import progress
 from segue.training import distributed
-from segue.training.checkpoint import load_tensors, remove_leftovers, save_tensors, weights_of
+from segue.training.checkpoint import join_groups, load_tensors, remove_leftovers, save_tensors, take_group, weights_of
 from segue.training.optimiser import Optimiser
 from segue.training.recipe import Plan
 from segue.training.strategy import Strategy
@@ -41,7 +41,7 @@ CHECKPOINT = "checkpoint.safetensors"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 PACE_SHARE = 0.05  # of a time budget, after which the pace is looked at again
 PACE_TOLERANCE = 0.1  # part of the steps left by which they may miss the budget's end before they are planned anew
-PACE_LEAST = 0.02  # and the least part of the whole budget
+PACE_LATE, PACE_EARLY = 0.02, 0.2  # and the part of the whole budget by which a run may end too late, and too early
 
 
 class Run:
@@ -205,7 +205,8 @@ class Run:
         if self.most_steps is not None:
             left = min(left, max(1, self.most_steps - self.step))
         missed = abs(left - planned)
-        if missed <= PACE_TOLERANCE * planned or missed * pace <= PACE_LEAST * self.seconds:
+        allowed = self.seconds * (PACE_LATE if left < planned else PACE_EARLY)
+        if missed <= PACE_TOLERANCE * planned or missed * pace <= allowed:
             return False
         self.plan = replace(self.plan, steps=self.step + left)
         return True
@@ -257,12 +258,9 @@ class Run:
     def save(self) -> None:
         if self.folder is None or distributed.rank() > 0:
             return
-        tensors = {f"model.{name}": t for name, t in weights_of(self.model).items()}
-        tensors |= {f"optimiser.{name}": t for name, t in self.optimiser.state().items()}
-        tensors |= {f"average.{name}": t for name, t in self.average.items()}
-        tensors |= {f"best.{name}": t for name, t in self.best_weights.items()}
         strategy_tensors, values = self.strategy.state()
-        tensors |= {f"strategy.{name}": t for name, t in strategy_tensors.items()}
+        tensors = join_groups({"model": weights_of(self.model), "optimiser": self.optimiser.state(),
+                               "average": self.average, "best": self.best_weights, "strategy": strategy_tensors})
         save_tensors(self.folder / CHECKPOINT, tensors, {
             "key": self.key, "plan": self.plan.to_dict(), "step": self.step, "elapsed": self.elapsed,
             "curve": self.curve, "losses": self._losses, "best": None if self.best == math.inf else self.best,
@@ -284,17 +282,14 @@ class Run:
             raise SegueError(f"{path} belongs to another run (other data or settings): choose another folder "
                              "or remove it")
 
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
         state = self.model.state_dict()
         with torch.no_grad():
-            for name, tensor in part("model.").items():
+            for name, tensor in take_group(tensors, "model").items():
                 state[name].copy_(tensor)
-        self.optimiser.load_state(part("optimiser."))
-        self.average = {name: t.to(self.device) for name, t in part("average.").items()}
-        self.best_weights = {name: t.to(self.device) for name, t in part("best.").items()}
-        self.strategy.load_state(part("strategy."), values["strategy"])
+        self.optimiser.load_state(take_group(tensors, "optimiser"))
+        self.average = {name: t.to(self.device) for name, t in take_group(tensors, "average").items()}
+        self.best_weights = {name: t.to(self.device) for name, t in take_group(tensors, "best").items()}
+        self.strategy.load_state(take_group(tensors, "strategy"), values["strategy"])
         self.plan = replace(self.plan, steps=saved_plan["steps"])
         self.step, self.elapsed, self.curve = values["step"], values["elapsed"], values["curve"]
         self.best = math.inf if values["best"] is None else values["best"]

@@ -102,6 +102,9 @@ class Optimiser:
             for group in self.adam.param_groups:
                 group["lr"] = self.rates[group["name"]] * scale
             self.adam.step()
+            # The fused step does not count as a change of its parameters, and who keeps copies of the weights (the
+            # compiled engine) relies on that count.
+            torch.autograd.graph.increment_version([parameter for _, parameter in self._adam_parameters()])
         if not self.matrices:
             return
         rate = self.rates["matrix"] * scale
@@ -120,7 +123,7 @@ class Optimiser:
             # The root mean square of the update does not depend on the shape: 0.2 is what AdamW's usually is.
             size = 0.2 * max(height, width) ** 0.5
             for (name, at, _), update in zip(blocks, orthogonal):
-                rows = self.matrices[name].data[at : at + height]
+                rows = self.matrices[name][at : at + height]
                 rows.mul_(1 - rate * self.decay).add_(update, alpha=-rate * size)
 
     def zero_grad(self) -> None:

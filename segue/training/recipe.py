@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,8 @@ class Plan:
                     raise SegueError(f"{name} must be {words}, not {value}")
         if plan.threads > (num_cores := os.cpu_count() or 1) and "threads" in choices:
             raise SegueError(f"this machine has {num_cores} cores: threads cannot be {plan.threads}")
-        if plan.schedule not in SCHEDULES:
-            raise SegueError(f"schedule '{plan.schedule}' is unknown: choose from {', '.join(SCHEDULES)}")
-        if plan.precision not in ("float32", "bfloat16"):
-            raise SegueError(f"precision '{plan.precision}' is unknown: choose float32 or bfloat16")
+        check_choice("schedule", plan.schedule, SCHEDULES)
+        check_choice("precision", plan.precision, ("float32", "bfloat16"))
         return plan
 
     @property

@@ -22,12 +22,14 @@ class Strategy:
 
     about: what it protects or trains, if strategies it is combined with must know: "weights", or an "adapter".
     asks_next: it needs next-element predictions, which bidirectional models do not have.
+    asks_logits: it needs scores or hidden vectors of tokens, which models of events in time do not give.
     packs: whether it can train on rows of several documents.
     """
 
     name = "naive"
     about: ClassVar[str] = ""
     asks_next: ClassVar[bool] = False
+    asks_logits: bool = False
     packs: bool = True
 
     def prepare(self, run: Run) -> None:

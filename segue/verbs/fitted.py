@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from segue.verbs.embed import Embeddings
     from segue.verbs.prefer import PreferReport
     from segue.verbs.speed_up import SpeedUp
-    from segue.verbs.update import Update
+    from segue.verbs.update import Update, UpdateJob
 
 FORMAT = "segue model 1"
 RARE_REPEATS = 0.005  # share of items that occurred before in their sequence, below which repeats are avoided
@@ -294,6 +294,12 @@ class Fitted:
         if small.codec != self.codec:
             raise SegueError(f"{folder} reads with another codec than this model: fit it with codec=model.codec")
         return ModelDraft(small.decodable())
+
+    def update_job(self) -> UpdateJob:
+        """What updates need to know of this sort of model."""
+        from segue.verbs.update import UpdateJob
+
+        return UpdateJob(self)
 
     def update(self, data: Any, strategy: str | None = None, device: str | None = None, **options: Any) -> Update:
         """Train on more data, with a strategy against forgetting; see `segue.verbs.update`. device: here and below, see

@@ -28,7 +28,7 @@ LEAST_PAST = 8  # moments before a forecast
 # To choose a combination:
 LEAST_WINDOWS = 8
 CHOICE_SAMPLES = 24  # per forecast
-WEIGHTS = (0.25, 0.5)  # of the simple forecast; at most one half, since few windows decide
+WEIGHTS = (0.25, 0.5, 0.75, 1.0)  # of the simple forecast; with 1, samples keep only their spread from the model
 ERROR_RATIO = 0.97  # of the combined to the model's own error, at most
 STANDARD_ERRORS = 1.5  # by which the improvement must exceed 0
 MEASURES = ("MAE", "RMSE", "MASE", "CRPS", "coverage")

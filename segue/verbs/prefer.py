@@ -101,7 +101,7 @@ def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None
         return preference_batch([train[i] for i in order[at : at + count]])
 
     exams = {} if fitted.memory is None else fitted.memory.exams
-    bits, before = bits_per_unit(fitted, exams), _log_likelihoods(model, held)
+    bits, before = bits_per_unit(fitted.update_job(), exams), _log_likelihoods(model, held)
     reference = copy.deepcopy(model)
     run = learn(model, batch, steps or EPOCHS * steps_per_epoch, rate=rate, seed=seed, quiet=quiet, warmup=0.1,
                 objective=Preference(reference, beta, likelihood))
@@ -111,7 +111,7 @@ def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None
     report = PreferReport(len(train), len(held), run.step, round(time.monotonic() - begin, 2),
                           (float((before[0] > before[1]).float().mean()), float((after[0] > after[1]).float().mean())),
                           float(margin_grew.float().mean()),
-                          dict(zip(exams, zip(bits, bits_per_unit(fitted, exams)))), fitted.kind.unit)
+                          dict(zip(exams, zip(bits, bits_per_unit(fitted.update_job(), exams)))), fitted.kind.unit)
     fitted.report.values.setdefault("preferences", []).append(report.to_dict())
     if fitted.folder is not None:
         fitted.save(fitted.folder)

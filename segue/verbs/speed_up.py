@@ -186,8 +186,8 @@ def sample_prompts(store: TokenStore, count: int, longest: int = 64) -> list[lis
         raise SegueError("every sequence has a single element: there is nothing to continue")
     chosen = ends[np.linspace(0, len(ends) - 1, min(count, len(ends)) + 2).round().astype(int)[1:-1]]
     starts = np.asarray(store.offsets)[np.searchsorted(store.offsets, chosen, side="right") - 1]
-    return [store.tokens[max(start, end - longest) : end].tolist() for start, end in zip(starts.tolist(),
-                                                                                        chosen.tolist())]
+    return [store.tokens[max(start, end - longest) : end].tolist()
+            for start, end in zip(starts.tolist(), chosen.tolist())]
 
 
 class HeadsTrainingData:

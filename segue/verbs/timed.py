@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from segue.data import TokenStore, read
+from segue.continual import Memory, Reservoir, Strategy
+from segue.data import Data, TokenStore, read
 from segue.errors import SegueError
 from segue.files import read_json, write_json, write_text
 from segue.kinds import KINDS, Codec, Kind, Record
@@ -21,17 +23,20 @@ from segue.models.point_process import PointProcess, PointProcessConfig
 from segue.objectives.events import EventLikelihood
 from segue.progress import Shown
 from segue.training import distributed
+from segue.training.batches import Arrays
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.recipe import Plan
 from segue.training.timed import EventScores, EventStore, score_hawkes, score_process, window_batches
 from segue.verbs.fit import FitArguments, FitJob, check_choices
 from segue.verbs.fitted import FORMAT, Fitted, Report, check_config
 from segue.verbs.inputs import describe_unknown, unknown_share
+from segue.verbs.update import UpdateJob
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 DECAYS = (0.1, 1.0, 10.0)  # of the Hawkes baseline, per mean gap
+CHANNELS = ("gap",)  # of events, kept for updates beside their types
 MOST_HAWKES_NUMBERS = 30_000_000  # that fitting the baseline may hold in memory; beyond, it ignores the types
 
 
@@ -128,16 +133,18 @@ class FittedProcess(Fitted):
     """
 
     def __init__(self, model: PointProcess, codec: Codec, kind: Kind, report: Report, context: int,
-                 rivals: dict[str, Hawkes], ngram: CountModel | None = None, folder: Path | None = None) -> None:
-        super().__init__(model, codec, kind, report, context, folder=folder, ngram=ngram)  # type: ignore[arg-type]
+                 rivals: dict[str, Hawkes], ngram: CountModel | None = None, folder: Path | None = None,
+                 memory: Memory | None = None) -> None:
+        super().__init__(model, codec, kind, report, context, folder=folder, ngram=ngram,  # type: ignore[arg-type]
+                         memory=memory)
         self.process, self.rivals = model.eval(), rivals
 
     def decodable(self, weights: str = "float32") -> Any:
         raise SegueError("this model tells times, not tokens alone: it takes continue and evaluate; for decoders, fit "
                          "the types without --objective timed")
 
-    def update(self, data: Any, strategy: str | None = None, device: str | None = None, **options: Any) -> Any:
-        raise SegueError("a model of times does not learn on yet: fit it on all of the data, old and new")
+    def update_job(self) -> TimedUpdateJob:
+        return TimedUpdateJob(self)
 
     def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> Any:
         raise SegueError("a model of times draws each event by itself: there is nothing to draft")
@@ -205,6 +212,8 @@ class FittedProcess(Fitted):
     def write(self, folder: Path) -> None:
         """Write the files of `save`; rivals.safetensors holds the classical processes."""
         self.codec.save(folder / "codec")
+        if self.memory is not None:
+            self.memory.save(folder / "memory")
         if self.ngram is not None:
             self.ngram.save(folder, "ngram")
         save_tensors(folder / "model.safetensors", weights_of(self.process))
@@ -283,9 +292,7 @@ class TimedArguments(FitArguments):
             raise SegueError("a model of times takes no known= and no split=: leave them out")
         if distributed.world_size() > 1:
             raise SegueError("a model of times is fitted by one process: start it without torchrun")
-        if self.data.kind.storage != "items" or not {"time", "gap"} & self.data.channels.keys():
-            raise SegueError(f"no times to learn in this data of kind {self.data.kind.name}: name the column that says "
-                             "when (--read when=...), or fit without --objective timed")
+        check_times(self.data, "fit without --objective timed")
         if unsupported := [name for name in ("strands", "teacher", "distil", "prune") if self.choices.get(name)]:
             raise SegueError(f"a model of times takes no {unsupported[0]}: leave it out")
         if self.choices.setdefault("precision", "float32") != "float32":
@@ -324,18 +331,66 @@ class TimedJob(FitJob):
             return PointProcess(PointProcessConfig(stack, self.head, float(gaps.mean()), float(gaps.max())))
 
     def held_out_scorer(self, plan: Plan) -> Callable[[Any], float]:
-        """A function from the model to its nats per event on some of the held-out rows."""
-        batches = list(window_batches(self.exam, plan.context, plan.rows, 0.0))
-        batches = batches[:: -(-len(batches) // 8)]
-        return lambda model: score_process(model, batches, 5, 0).nats
+        return held_out_scorer(self.exam, plan)
 
     def to_fitted(self, model: PointProcess, plan: Plan, report: Report) -> FittedProcess:
         ngram = CountModel(self.codec.size, smoothing="kneser-ney").fit([t for t, _ in self.events.sequences()])
+        memory = Memory(plan.context, plan.seed, CHANNELS)
+        memory.learned("first data", self.events, self.exam)
         return FittedProcess(model, self.codec, self.arguments.data.kind, TimedReport(report.values), plan.context,
-                             self.rivals, ngram)
+                             self.rivals, ngram, memory=memory)
 
     def score_held_out(self, fitted: Fitted) -> dict[str, Any]:
         return fitted.evaluate(self.arguments.train_and_held_out()[1], device=str(fitted.device)).to_dict()
+
+
+def held_out_scorer(held: EventStore, plan: Plan) -> Callable[[Any], float]:
+    """A function from a process to its nats per event on some of the held-out rows."""
+    batches = list(window_batches(held, plan.context, plan.rows, 0.0))
+    batches = batches[:: -(-len(batches) // 8)]
+    return lambda model: score_process(model, batches, 5, 0).nats
+
+
+class TimedUpdateJob(UpdateJob):
+    """Updates of a point process: by the likelihood of times and types, which its bits are of too (of a time, a
+    density, so that they may be below 0)."""
+
+    boundary = False
+    fitted: FittedProcess
+
+    def refusal(self, strategy: Strategy) -> str:
+        return "asks for scores of tokens alone, and this model tells times too: choose replay, mir, gss, ewc, si, " \
+               "agem, gem, l2, lora, merge or naive" if strategy.asks_logits else ""
+
+    def check(self, data: Data) -> None:
+        super().check(data)
+        check_times(data, "give events that have times")
+
+    def open(self, folder: Path) -> EventStore:
+        return EventStore(TokenStore.open(folder))
+
+    def new_memory(self) -> Memory:
+        return Memory(self.fitted.context, channels=CHANNELS)
+
+    def objective(self, plan: Plan) -> EventLikelihood:
+        return EventLikelihood()
+
+    def build(self, plan: Plan) -> PointProcess:
+        return PointProcess(self.fitted.process.config)
+
+    def held_out_scorer(self, held: EventStore, plan: Plan) -> Callable[[Any], float]:
+        return held_out_scorer(held, plan)
+
+    def bits(self, exam: Reservoir) -> float:
+        pieces = EventStore(Arrays(exam.pieces))
+        return score_process(self.fitted.process, window_batches(pieces, self.fitted.context), 5, 0).nats / math.log(2)
+
+
+def check_times(data: Data, otherwise: str) -> None:
+    """Raise a SegueError for data without times, with advice."""
+    if data.kind.storage != "items" or not {"time", "gap"} & data.channels.keys():
+        raise SegueError(f"no times to learn in this data of kind {data.kind.name}: name the column that says when "
+                         f"(--read when=...), or {otherwise}")
 
 
 def load_process(folder: Path, values: dict[str, Any]) -> FittedProcess:
@@ -362,4 +417,5 @@ def load_process(folder: Path, values: dict[str, Any]) -> FittedProcess:
     if not isinstance(report, dict):
         raise SegueError(f"{folder / 'report.json'} is not a report")
     ngram = CountModel.load(folder, "ngram") if (folder / "ngram.safetensors").exists() else None
-    return FittedProcess(model, codec, kind, TimedReport(report), context, rivals, ngram, folder)
+    memory = Memory.load(folder / "memory") if (folder / "memory").exists() else None
+    return FittedProcess(model, codec, kind, TimedReport(report), context, rivals, ngram, folder, memory)

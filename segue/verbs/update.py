@@ -10,25 +10,25 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
 from segue.continual import Combined, Memory, Reservoir, ScoreMatrix, StateTuning, Strategy, strategy_named
 from segue.continual.memory import sequences
-from segue.data import TokenStore
+from segue.data import Data, TokenStore
 from segue.errors import SegueError
 from segue.files import read_json, workspace, write_json, write_picture
 from segue.kinds.nucleotides import variation
 from segue.models import Stack
 from segue.objectives import ANY_ORDER, BOTH_WAYS, Objective, objective_named
 from segue.progress import Shown
-from segue.training.batches import Arrays, Batches
+from segue.training.batches import Arrays, Batches, Store
 from segue.training.checkpoint import weights_of
 from segue.training.evaluate import score, score_bound
 from segue.training.loop import Run
@@ -37,6 +37,7 @@ from segue.verbs import mixed
 from segue.verbs.fit import (
     HELD_OUT,
     LEAST_TRAINING_SHARE,
+    build,
     held_out_scorer,
     measure_step_time,
     remove_on_failure,
@@ -122,12 +123,13 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
     begin = time.monotonic()
     minutes = training_minutes(minutes, steps, MINUTES)
     learner = strategy_named(strategy) if isinstance(strategy, str) else strategy
-    check_request(fitted, data, learner, choices)
+    job = fitted.update_job()
+    check_request(job, data, learner, choices)
     packing = fitted.model.resettable and learner.packs
     if (share := unknown_share(fitted.codec, data)) == 1:
         raise nothing_known_error(data)
     notes = [*([describe_unknown(share, data)] if share else []), *fitted.reading_differences(data)]
-    memory = fitted.memory or Memory(fitted.context)
+    memory = fitted.memory or job.new_memory()
     name = name or f"update {len(fitted.report.get('updates', [])) + 1}"
     request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else learner.name,
                "minutes": minutes, "steps": steps, "seed": seed, "name": name, "choices": choices,
@@ -135,16 +137,16 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
 
     with workspace(None if fitted.folder is None else fitted.folder / "updating") as work:
         with remove_on_failure(work):
-            prepare(work, request, data, fitted)
-            train, held = (TokenStore.open(work / part) for part in ("train", "held"))
+            prepare(work, request, data, job)
+            train, held = (job.open(work / part) for part in ("train", "held"))
             exams = {**memory.exams, name: memory.exam(held)}
-            plan, before, seconds = load_or_make_plan(work, fitted, train, exams, minutes, steps, begin,
+            plan, before, seconds = load_or_make_plan(work, job, train, exams, minutes, steps, begin,
                                                       {"seed": seed, **choices})
             memory.remind(learner)
             batches = Batches(train, plan.context, plan.rows, plan.seed, packing, variation(fitted.codec, plan.strands))
-            run = Run(fitted.model, batches, plan, objective=bidirectional_objective(plan), strategy=learner,
+            run = Run(fitted.model, batches, plan, objective=job.objective(plan), strategy=learner,
                       folder=None if fitted.folder is None else work, key=request_hash(request),
-                      held_out=held_out_scorer(held, plan), save_seconds=save_seconds,
+                      held_out=job.held_out_scorer(held, plan), save_seconds=save_seconds,
                       past=memory.past(plan.rows, plan.seed, packing), seconds=seconds)
         with closing(batches):
             run.train("update", quiet)
@@ -152,7 +154,7 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
             notes.append(f"{run.step:,} of {run.plan.steps:,} steps: more did no better on held-out pieces of the new "
                          "data")
         notes += update_counts_and_states(fitted, learner, name, train)
-        scores = ScoreMatrix(np.array([before, bits_per_unit(fitted, exams)]), list(exams), ["before", "after"],
+        scores = ScoreMatrix(np.array([before, bits_per_unit(job, exams)]), list(exams), ["before", "after"],
                              f"bits per {fitted.kind.unit}")
         result = Update(learner.name, run.step, run.step * plan.tokens_per_step, round(run.elapsed, 2),
                         fitted.kind.unit, scores, notes)
@@ -168,16 +170,65 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
         return result
 
 
-def check_request(fitted: Fitted, data: Any, strategy: Strategy, choices: Mapping[str, Any]) -> None:
+class UpdateJob:
+    """What an update needs to know of the sort of model that it trains. (`segue.verbs.timed` has a subclass for events
+    in time.)"""
+
+    boundary: ClassVar[bool] = True  # whether a token marks the begin and the end of each document
+
+    def __init__(self, fitted: Fitted) -> None:
+        self.fitted = fitted
+
+    def refusal(self, strategy: Strategy) -> str:
+        """Why the strategy cannot be used, and which can; "" if it can."""
+        both_ways = (self.fitted.report.values.get("plan") or {}).get("objective") in BOTH_WAYS
+        return "asks for the next element, and this model reads both ways: choose replay, agem, gem, si, l2, lora, " \
+               "merge or naive" if both_ways and strategy.asks_next else ""
+
+    def check(self, data: Data) -> None:
+        """Raise a SegueError for data that do not suit the model."""
+        self.fitted.check_kind(data)
+
+    def open(self, folder: Path) -> Store:
+        """The encoded data in `folder`."""
+        return TokenStore.open(folder)
+
+    def new_memory(self) -> Memory:
+        return Memory(self.fitted.context)
+
+    def objective(self, plan: Plan) -> Objective | None:
+        """What the model is trained by; None: the next element."""
+        return objective_named(plan.objective, known=plan.known) if plan.objective in BOTH_WAYS else None
+
+    def build(self, plan: Plan) -> Any:
+        """A new network like the model's, to measure how long a step takes."""
+        return build(plan)
+
+    def held_out_scorer(self, held: Any, plan: Plan) -> Callable[[Any], float]:
+        return held_out_scorer(held, plan)
+
+    def bits(self, exam: Reservoir) -> float:
+        """Bits per unit on an experience's held-out pieces, each read on its own."""
+        fitted, pieces = self.fitted, Arrays(exam.pieces)
+        if fitted.mixture is not None:
+            scored = mixed.score_mixture(fitted.mixture, pieces, fitted.context)
+        elif fitted.objective in ANY_ORDER:
+            assert isinstance(fitted.model, Stack)
+            scored = score_bound(fitted.model, pieces, fitted.context, known=fitted.report["plan"].get("known", ()))
+        else:
+            scored = score(fitted.model, pieces, fitted.context)
+        units = sum(fitted.codec.units(piece[1:]) for piece in exam.pieces)
+        return float(scored.nats.sum() / max(1, units) / math.log(2))
+
+
+def check_request(job: UpdateJob, data: Data, strategy: Strategy, choices: Mapping[str, Any]) -> None:
     """Raise a SegueError for choices, strategies or data that do not suit the model."""
     if unsupported := [component for component in choices if component not in UPDATE_CHOICES]:
         raise SegueError(f"an update cannot choose {unsupported[0]}: choose from {', '.join(UPDATE_CHOICES)}")
-    if (fitted.report.values.get("plan") or {}).get("objective") in BOTH_WAYS:
-        for component in component_strategies(strategy):
-            if component.asks_next:
-                raise SegueError(f"{component.name} asks for the next element, and this model reads both ways: choose "
-                                 "replay, agem, gem, si, l2, lora, merge or naive")
-    fitted.check_kind(data)
+    for component in component_strategies(strategy):
+        if refusal := job.refusal(component):
+            raise SegueError(f"{component.name} {refusal}")
+    job.check(data)
 
 
 def component_strategies(strategy: Strategy) -> Sequence[Strategy]:
@@ -194,7 +245,7 @@ def weights_hash(model: torch.nn.Module) -> str:
     return total.hexdigest()
 
 
-def prepare(work: Path, request: dict[str, Any], data: Any, fitted: Fitted) -> None:
+def prepare(work: Path, request: dict[str, Any], data: Data, job: UpdateJob) -> None:
     """Write the request and the encoded data into `work`, unless they are there."""
     if (work / "request.json").exists():
         if request_hash(read_json(work / "request.json")) != request_hash(request):
@@ -204,58 +255,53 @@ def prepare(work: Path, request: dict[str, Any], data: Any, fitted: Fitted) -> N
     train, held = data.split(HELD_OUT)
     if train.total < 2 or held.total < 2:
         raise SegueError("there is too little new data to learn from and to measure on: give more")
-    train.encode(fitted.codec, work / "train")
-    held.encode(fitted.codec, work / "held")
+    train.encode(job.fitted.codec, work / "train", job.boundary)
+    held.encode(job.fitted.codec, work / "held", job.boundary)
     write_json(work / "request.json", request)
 
 
-def load_or_make_plan(work: Path, fitted: Fitted, train: TokenStore, exams: dict[str, Reservoir], minutes: float | None,
+def load_or_make_plan(work: Path, job: UpdateJob, train: Store, exams: dict[str, Reservoir], minutes: float | None,
                       steps: int | None, begin: float,
                       choices: dict[str, Any]) -> tuple[Plan, list[float], float | None]:
     """The plan, the scores on the exams before training, and the seconds that training may take (None: no time budget):
     read from `work`, or made and written there, so that a resumed update uses the same."""
     if not (work / "plan.json").exists():
         exam_begin = time.monotonic()
-        before = bits_per_unit(fitted, exams)
+        before = bits_per_unit(job, exams)
         now = time.monotonic()
         # The exams are taken again after training.
         deadline = None if minutes is None else max(begin + 60 * minutes - (now - exam_begin),
                                                     now + 60 * LEAST_TRAINING_SHARE * minutes)
-        plan = make_plan(fitted, train, minutes, steps, deadline, choices)
+        plan = make_plan(job, train, minutes, steps, deadline, choices)
         write_json(work / "plan.json", {"plan": plan.to_dict(), "before": before,
                                         "seconds": None if deadline is None else deadline - time.monotonic()})
     saved = read_json(work / "plan.json")
     return Plan.from_dict(saved["plan"]), saved["before"], saved.get("seconds")
 
 
-def make_plan(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int | None, deadline: float | None,
+def make_plan(job: UpdateJob, train: Store, minutes: float | None, steps: int | None, deadline: float | None,
               choices: dict[str, Any]) -> Plan:
     """The first fit's plan with lower rates, this machine's threads, and `steps`, or as many as fit before the deadline
     (as `time.monotonic`), then with early stopping if they are many passes over the new data."""
-    if not (saved_plan := fitted.report.get("plan")):
+    if not (saved_plan := job.fitted.report.get("plan")):
         raise SegueError("the model's report holds no plan to learn on by: update a model that fit wrote")
     plan = Plan.from_dict(saved_plan)
     changes: dict[str, Any] = {rate: RATE_FACTOR * getattr(plan, rate) for rate in
                                ("rate", "table_rate", "vector_rate", "state_rate")}
-    if not bfloat16_pays(fitted.device):  # the model may have been fitted on another machine
+    if not bfloat16_pays(job.fitted.device):  # the model may have been fitted on another machine
         changes["precision"] = "float32"
     plan = plan.with_(**{**changes, "warmup": 0.05, "patience": 0, "threads": cores(), **choices})
     if minutes is None or deadline is None:
         return plan.with_(steps=steps)
-    threads, seconds = measure_step_time(train, plan, fitted.device, minutes, bidirectional_objective(plan),
-                                         fixed="threads" in choices)
+    threads, seconds = measure_step_time(train, plan, job.fitted.device, minutes, job.objective(plan),
+                                         fixed="threads" in choices, make=job.build)
     steps = steps_before(deadline, seconds)
     if "patience" not in choices and steps * plan.tokens_per_step > EARLY_STOP_PASSES * len(train.tokens):
         plan = plan.with_(patience=PATIENCE)
     return plan.with_(threads=threads, steps=steps)
 
 
-def bidirectional_objective(plan: Plan) -> Objective | None:
-    """The objective that a bidirectional model was fitted by; None (next element) for all others."""
-    return objective_named(plan.objective, known=plan.known) if plan.objective in BOTH_WAYS else None
-
-
-def update_counts_and_states(fitted: Fitted, strategy: Strategy, name: str, train: TokenStore) -> list[str]:
+def update_counts_and_states(fitted: Fitted, strategy: Strategy, name: str, train: Store) -> list[str]:
     """Add the new data to the model's counts; or, if the strategy only learned an initial state, store that under
     `name` and leave the counts alone. Returns notes for the report."""
     tuning = next((component for component in component_strategies(strategy)
@@ -271,20 +317,10 @@ def update_counts_and_states(fitted: Fitted, strategy: Strategy, name: str, trai
     return []
 
 
-def bits_per_unit(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
-    """Bits per unit on each experience's held-out pieces. Each piece is read on its own, from the experience's learned
-    initial state if it has one."""
+def bits_per_unit(job: UpdateJob, exams: dict[str, Reservoir]) -> list[float]:
+    """Bits per unit on each experience's held-out pieces, from its learned initial state if it has one."""
     bits = []
     for name, exam in exams.items():
-        pieces = Arrays(exam.pieces)
-        with fitted.from_state(name if name in fitted.states else None):
-            if fitted.mixture is not None:
-                scored = mixed.score_mixture(fitted.mixture, pieces, fitted.context)
-            elif fitted.objective in ANY_ORDER:
-                assert isinstance(fitted.model, Stack)
-                scored = score_bound(fitted.model, pieces, fitted.context, known=fitted.report["plan"].get("known", ()))
-            else:
-                scored = score(fitted.model, pieces, fitted.context)
-        units = sum(fitted.codec.units(piece[1:]) for piece in exam.pieces)
-        bits.append(float(scored.nats.sum() / max(1, units) / math.log(2)))
+        with job.fitted.from_state(name if name in job.fitted.states else None):
+            bits.append(job.bits(exam))
     return bits

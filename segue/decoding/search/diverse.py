@@ -11,7 +11,7 @@ import numpy as np
 
 from segue.decoding.search.base import Hypothesis
 from segue.decoding.search.beam import Beam, BeamSearch
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class DiverseBeam(Beam):
         groups = self.groups
         if groups < 1 or self.num_beams % groups:
             raise SegueError(f"num_beam_groups must divide num_beams, not {groups} and {self.num_beams}")
-        if self.diversity not in SIMILARITIES:
-            raise SegueError(f"diversity '{self.diversity}' is unknown: choose from {', '.join(SIMILARITIES)}")
+        check_choice("diversity", self.diversity, SIMILARITIES)
         if self.diversity_penalty < 0 or self.diversity_scale <= 0 or self.diversity_ngram < 1:
             raise SegueError("diversity_penalty must be at least 0, diversity_scale above 0, diversity_ngram at least "
                              f"1, not {self.diversity_penalty}, {self.diversity_scale} and {self.diversity_ngram}")

@@ -19,7 +19,7 @@ from segue.analysis.texts import repetition
 from segue.decoding.sampling import draw
 from segue.decoding.search.base import BatchedSearch, Hypothesis, Place
 from segue.decoding.verify import top_tokens
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 
 REPETITION_NGRAM = 3  # tokens
 CONFIDENCES: dict[str, Callable[[Sequence[float]], float]] = {
@@ -80,8 +80,8 @@ class Tree(BatchedSearch):
         for name, allowed in (("selection", ("puct", "best-first")), ("backup", ("mean", "max")),
                               ("confidence", (*CONFIDENCES,))):
             value = getattr(self, name)
-            if not callable(value) and value not in allowed:
-                raise SegueError(f"{name} '{value}' is unknown: choose from {', '.join(allowed)}")
+            if not callable(value):
+                check_choice(name, value, allowed)
 
     @property
     def width(self) -> int:

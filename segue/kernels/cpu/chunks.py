@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 
 from segue.kernels.cpu import simd
-from segue.kernels.cpu.loops import bare, copy, dot, exp, kernel
+from segue.kernels.cpu.loops import bare, copy, dot, exp, kernel, size_of
 from segue.kernels.cpu.products import (
     BLOCK,
     FULL,
@@ -128,7 +128,7 @@ def _gates(i, f, row, head, start, count, previous_maximum, b, g, maxima, state_
     total, maximum = b.dtype.type(0), previous_maximum
     for t in range(count):
         b[t] = f[row, start + t, head]
-    log_sigmoid(0, b.itemsize, count, at(b))
+    log_sigmoid(0, size_of(b), count, at(b))
     for t in range(count):
         total += b[t]
         b[t] = total
@@ -198,7 +198,7 @@ def mlstm(begin, end, q, k, v, i, f, starts, lengths, memory, m, eps, y, final, 
     before each chunk; edges: (tasks, chunks + 1), where they begin (of all three none, if there will be no backward
     pass). norms: (B, H, T), what a node reads of the normaliser.
     """
-    heads, key_width, width, size, kind = y.shape[2], memory.shape[2], y.shape[3], y.itemsize, y.dtype
+    heads, key_width, width, size, kind = y.shape[2], memory.shape[2], y.shape[3], size_of(y), y.dtype
     K, E = padded(key_width, size), padded(width, size)
     Q, keys, keys_t = np.zeros((CHUNK, K), kind), np.zeros((CHUNK, K), kind), np.zeros((K, CHUNK), kind)
     V, outputs, S = np.zeros((CHUNK, E), kind), np.zeros((CHUNK, E), kind), np.zeros((key_width, E), kind)
@@ -256,7 +256,7 @@ def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, saved, saved_m, no
     Of the log decays b (sums of log f) they need not be followed pair by pair: b_t weighs what q_t reads and, the other
     way round, what k_t writes, so that db_t = q_t dq_t - k_t dk_t.
     """
-    heads, key_width, width, size, kind = dq.shape[2], dq.shape[3], dv.shape[3], dq.itemsize, dq.dtype
+    heads, key_width, width, size, kind = dq.shape[2], dq.shape[3], dv.shape[3], size_of(dq), dq.dtype
     K, E = padded(key_width, size), padded(width, size)
     Q, keys, dQ, dK = _unstack4(np.zeros((4, CHUNK, K), kind))
     V, dV, dout, scaled = _unstack4(np.zeros((4, CHUNK, E), kind))
@@ -303,7 +303,8 @@ def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, saved, saved_m, no
             # What it reads.
             transpose(S, state_t, key_width, width)
             scale(dout, state_factor, scaled, count)
-            dnorm[0] *= state_factor
+            for t in range(count):
+                dnorm[0, t] *= state_factor[t]
             outer_product(n, dnorm, dQ, count)
             product(dQ, scaled, state_t, count, width, key_width, False, True, FULL, 1)
             product(dQ, dscores, keys, count, count, key_width, False, True, X_LOWER, 1)
@@ -391,7 +392,7 @@ def delta(begin, end, q, k, v, beta, steps_per_node, starts, lengths, state, min
     each step's error (v minus the memory's value for k), and edges: (tasks, chunks + 1), where chunks begin; of all
     three none, if there will be no backward pass.
     """
-    heads, key_width, width, size, kind = y.shape[2], state.shape[2], y.shape[3], y.itemsize, y.dtype
+    heads, key_width, width, size, kind = y.shape[2], state.shape[2], y.shape[3], size_of(y), y.dtype
     max_nodes = max(1, CHUNK // steps_per_node)
     K, E, max_steps = padded(key_width, size), padded(width, size), padded(max_nodes * steps_per_node, size)
     Q, keys, keys_t = np.zeros((max_nodes, K), kind), np.zeros((max_steps, K), kind), np.zeros((K, max_steps), kind)
@@ -453,7 +454,7 @@ def delta(begin, end, q, k, v, beta, steps_per_node, starts, lengths, state, min
 def delta_backward(begin, end, q, k, beta, steps_per_node, starts, min_norm, saved, errors, edges, dy, dfinal, dq, dk,
                    dv, dbeta, dstate):
     """The gradients of `delta`, of nodes past a row's length nought."""
-    heads, key_width, width, size, kind = dy.shape[2], dq.shape[3], dy.shape[3], dy.itemsize, dy.dtype
+    heads, key_width, width, size, kind = dy.shape[2], dq.shape[3], dy.shape[3], size_of(dy), dy.dtype
     max_nodes, one = max(1, CHUNK // steps_per_node), kind.type(1)
     K, E, max_steps = padded(key_width, size), padded(width, size), padded(max_nodes * steps_per_node, size)
     Q, dQ, dout = np.zeros((max_nodes, K), kind), np.zeros((max_nodes, K), kind), np.zeros((max_nodes, E), kind)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from segue.kernels.cpu import simd
-from segue.kernels.cpu.loops import bare, kernel
+from segue.kernels.cpu.loops import bare, kernel, size_of
 from segue.kernels.cpu.products import at
 from segue.kernels.cpu.vectors import Numbers, Place, dispatch, loop_row
 
@@ -126,7 +126,7 @@ def short(begin, end, x, weight, bias, window, starts, silu, y):
     x: lines (B, T, D). weight: (taps, D), filled up to a multiple of TAPS. window: (B, W, D), what was before: so many
     nodes back are seen, but nothing before a start. starts: (B, T) bool, or (B, 0). y: (B, T, D).
     """
-    (_, length, width), taps, size = y.shape, weight.shape[0], y.itemsize
+    (_, length, width), taps, size = y.shape, weight.shape[0], size_of(y)
     blocks, spans = (width + WIDE - 1) // WIDE, (length + NODES - 1) // NODES
     zeros, table = np.zeros(WIDE, y.dtype), np.zeros(taps, np.int64)
     for task in range(begin, end):
@@ -141,7 +141,7 @@ def short(begin, end, x, weight, bias, window, starts, silu, y):
 def short_backward(begin, end, x, weight, bias, window, starts, silu, dy, dx, dparameters, dwindow):
     """The gradients of `short`. dparameters: (spans of all rows, taps + 1, D), zeros to begin with: of the weight, then
     of the bias."""
-    (_, length, channels), taps, reach, size = dy.shape, weight.shape[0], window.shape[1], dy.itemsize
+    (_, length, channels), taps, reach, size = dy.shape, weight.shape[0], window.shape[1], size_of(dy)
     blocks, spans = (channels + WIDE - 1) // WIDE, (length + NODES - 1) // NODES
     zeros, table, reaches = np.zeros(WIDE, dy.dtype), np.zeros(taps, np.int64), np.zeros(taps, np.int64)
     dz, discarded = np.zeros((taps, WIDE), dy.dtype), np.zeros((taps + 1, channels), dy.dtype)

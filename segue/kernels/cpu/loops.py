@@ -17,13 +17,25 @@ from segue.kernels.cpu.cache import compile_cached
 FAST = {"reassoc", "contract", "nsz", "arcp"}  # reorder sums and fuse; infinities and NaN stay what they are
 OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy"}
 """A test for division by zero would keep loops from vectorising."""
-bare = njit(**OPTIONS, _nrt=False)
-"""For what is called per node: counting the references to slices of arrays would cost more than the sums."""
+bare = njit(**OPTIONS, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""For what compiled code calls per node: counting the references to slices of arrays would cost more than the sums."""
 
 
 def kernel(function: Callable[..., Any]) -> Any:
     """For what torch calls."""
-    return compile_cached(function, **OPTIONS)
+    return compile_cached(function, **OPTIONS, no_cfunc_wrapper=True)
+
+
+def size_of(array: Any) -> int:
+    """The bytes of a number of an array: as its `itemsize`, but known when compiled, so that there is no code for
+    numbers of another kind (see `segue.kernels.cpu.vectors.dispatch`)."""
+    return array.itemsize
+
+
+@overload(size_of, inline="always")
+def _typed_size(array):
+    size = array.dtype.bitwidth // 8
+    return lambda array: size
 
 
 def exp(x: Any) -> Any:

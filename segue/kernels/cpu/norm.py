@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from segue.kernels.cpu.loops import kernel
+from segue.kernels.cpu.loops import kernel, size_of
 from segue.kernels.cpu.products import at
 from segue.kernels.cpu.vectors import Numbers, Place, dispatch, loop_row
 
@@ -121,7 +121,7 @@ def gated(begin, end, mode, y, gate, scale, skip_input, skip, groups, eps, out):
     y, skip_input, out: (N, D). gate: lines (N, D). scale, skip: (D,). skip_input, skip: not looked at, if `mode` has no
     BESIDE.
     """
-    width, size = y.shape[1] // groups, y.itemsize
+    width, size = y.shape[1] // groups, size_of(y)
     buffer, epsilon = np.zeros(width, y.dtype), np.full(1, eps, y.dtype)
     for n in range(begin * NODES, min(end * NODES, len(y))):
         for i in range(0, y.shape[1], width):
@@ -134,7 +134,7 @@ def gated(begin, end, mode, y, gate, scale, skip_input, skip, groups, eps, out):
 def gated_backward(begin, end, mode, y, gate, scale, skip_input, skip, groups, eps, dout, dy, dgate, dskip_input,
                    dparameters):
     """The gradients of `gated`. dparameters: (tasks, 2, D), zeros to begin with, of scale and skip, per task."""
-    width, size, total = y.shape[1] // groups, y.itemsize, y.shape[1]
+    width, size, total = y.shape[1] // groups, size_of(y), y.shape[1]
     buffer, epsilon, dv = np.zeros(width, y.dtype), np.full(1, eps, y.dtype), np.zeros(width, y.dtype)
     for n in range(begin * NODES, min(end * NODES, len(y))):
         parameter_grads = at(dparameters) + n // NODES * 2 * total * size

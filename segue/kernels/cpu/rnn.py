@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from segue.kernels.cpu import cells
-from segue.kernels.cpu.loops import add, copy, kernel
+from segue.kernels.cpu.loops import add, copy, kernel, size_of
 from segue.kernels.cpu.products import at, multiply
 from segue.kernels.rnn import CELLS, EMPTY
 
@@ -28,10 +28,14 @@ def forward(begin, end, cell, rows, panels, padded_width, x, w, bias, starts, le
     as far as the cell has them; or (tasks, 0, parts, rows W), if there will be no backward pass.
     """
     batch, length, heads, gates, d = x.shape
-    states, tile, state_stride, size = state.shape[0], w.shape[3], rows * padded_width, x.itemsize
+    states, tile, state_stride, size = state.shape[0], w.shape[3], rows * padded_width, size_of(x)
     row_step, step = length * heads * d * size, heads * d * size  # bytes to the next row and step of y
     direct = padded_width == d  # else through buffers of whole vectors
     source, output = np.zeros((gates, state_stride), x.dtype), np.zeros(state_stride, x.dtype)
+    source_address, output_address = at(source), at(output)
+    x_row, x_gate, x_step, y_row, y_step = padded_width * size, state_stride * size, 0, padded_width * size, 0
+    if direct:
+        x_row, x_gate, x_step, y_row, y_step = gates * row_step, d * size, gates * step, row_step, step
     g = np.zeros((rows, gates * padded_width), x.dtype)  # R h + b
     current = np.zeros((4, state_stride), x.dtype)  # h, c, n, m
     for task in range(begin, end):
@@ -54,16 +58,14 @@ def forward(begin, end, cell, rows, panels, padded_width, x, w, bias, starts, le
                          padded_width, 1, 0, d, 1, 0, gates * padded_width)
             saved_address = at(saved[task, t]) if saved.shape[1] else 0
             if direct:
-                cells.forward(cell, size, count, padded_width, state_stride * size, at(g), at(x[row, t, n]),
-                              gates * row_step, d * size, gates * step, at(current), saved_address, at(y[row, t, n]),
-                              row_step, step)
+                source_address, output_address = at(x[row, t, n]), at(y[row, t, n])
             else:
                 for r in range(count):
                     for k in range(gates):
                         copy(x[row + r, t, n, k], source[k, r * padded_width : r * padded_width + d])
-                cells.forward(cell, size, count, padded_width, state_stride * size, at(g), at(source),
-                              padded_width * size, state_stride * size, 0, at(current), saved_address, at(output),
-                              padded_width * size, 0)
+            cells.forward(cell, size, count, padded_width, state_stride * size, at(g), source_address, x_row, x_gate,
+                          x_step, at(current), saved_address, output_address, y_row, y_step)
+            if not direct:
                 for r in range(count):
                     copy(output[r * padded_width : r * padded_width + d], y[row + r, t, n])
             for r in range(count):
@@ -78,12 +80,16 @@ def backward(begin, end, cell, rows, panels, padded_width, span, w, starts, leng
     """The gradients of `forward`. w: (N, W / tile, G D, tile), packed the other way round. dx: as x. dweight: (tiles,
     N, G, D, W), added to, and dbias: (tiles, N, G, D), per batch tile. dstate: as state."""
     batch, length, heads, gates, d = dx.shape
-    states, parts, tile, size = state.shape[0], saved.shape[2], w.shape[3], dx.itemsize
+    states, parts, tile, size = state.shape[0], saved.shape[2], w.shape[3], size_of(dx)
     state_stride = rows * padded_width
     row_step, step = length * heads * d * size, heads * d * size
     num_previous = min(states, 3)  # states that a step needs of the one before
     direct = padded_width == d
     dy_buffer, dx_buffer = np.zeros(state_stride, dx.dtype), np.zeros((gates, state_stride), dx.dtype)
+    dy_address, dx_address = at(dy_buffer), at(dx_buffer)
+    dy_row, dy_step, dx_row, dx_gate, dx_step = padded_width * size, 0, padded_width * size, state_stride * size, 0
+    if direct:
+        dy_row, dy_step, dx_row, dx_gate, dx_step = row_step, -step, gates * row_step, d * size, -gates * step
     dg, total = np.zeros((span, gates, state_stride), dx.dtype), np.zeros((gates, state_stride), dx.dtype)
     hs = np.zeros(span * state_stride, dx.dtype)  # the states before, row by row
     dstates = np.zeros((4, state_stride), dx.dtype)  # gradients of h, c, n, m
@@ -116,15 +122,14 @@ def backward(begin, end, cell, rows, panels, padded_width, span, w, starts, leng
                         copy(saved[task, t - 1, parts - num_previous + s, line], previous_buffer[s, line])
             gate_grads, hidden_address = at(dg[slot]), at(hs) + slot * count * padded_width * size
             if direct:
-                cells.backward(cell, size, count, padded_width, state_stride * size, at(saved[task, t]), previous,
-                               at(dy[row, t, n]), row_step, -step, at(dstates), gate_grads, at(dx[row, t, n]),
-                               gates * row_step, d * size, -gates * step, at(total), hidden_address)
+                dy_address, dx_address = at(dy[row, t, n]), at(dx[row, t, n])
             else:
                 for r in range(count):
                     copy(dy[row + r, t, n], dy_buffer[r * padded_width : r * padded_width + d])
-                cells.backward(cell, size, count, padded_width, state_stride * size, at(saved[task, t]), previous,
-                               at(dy_buffer), padded_width * size, 0, at(dstates), gate_grads, at(dx_buffer),
-                               padded_width * size, state_stride * size, 0, at(total), hidden_address)
+            cells.backward(cell, size, count, padded_width, state_stride * size, at(saved[task, t]), previous,
+                           dy_address, dy_row, dy_step, at(dstates), gate_grads, dx_address, dx_row, dx_gate, dx_step,
+                           at(total), hidden_address)
+            if not direct:
                 for r in range(count):
                     for k in range(gates):
                         copy(dx_buffer[k, r * padded_width : r * padded_width + d], dx[row + r, t, n, k])

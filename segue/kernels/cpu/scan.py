@@ -29,7 +29,7 @@ def linear(begin, end, a, b, initial, starts, states):
     for row in range(begin, end):
         for t in range(length):
             if starts.shape[1] and starts[row, t]:
-                states[row, t] = b[row, t]
+                copy(b[row, t], states[row, t])
                 continue
             decay = a[row if decay_per_row else 0, t if decay_per_node else 0]
             previous = states[row, t - 1] if t else initial[row]
@@ -50,7 +50,7 @@ def linear_backward(begin, end, a, initial, starts, states, grad, da, db, diniti
                 for j in range(width):
                     db[row, t, j] = grad[row, t, j] + np.conj(decay[j]) * db[row, t + 1, j]
             else:
-                db[row, t] = grad[row, t]
+                copy(grad[row, t], db[row, t])
             if not (starts.shape[1] and starts[row, t]):
                 previous = states[row, t - 1] if t else initial[row]
                 decay_node = t if decay_per_node else 0

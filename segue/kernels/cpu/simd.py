@@ -69,12 +69,15 @@ floats = _array_at(types.float32)
 longs = _array_at(types.int64)
 
 
-def define(name: str, signature: Any, body: Callable[[Any, list[Any]], Any]) -> Any:
-    """An intrinsic from a few lines of IR."""
+def define(name: str, signature: Any, body: Callable[..., Any], constants: int = 0) -> Any:
+    """An intrinsic from a few lines of IR: body(builder, values, *constants). Constants: of so many of the first
+    arguments, the numbers if they are known when compiled, else None."""
 
     def typed(typingctx: Any, *args: Any) -> Any:
+        known = [getattr(arg, "literal_value", None) for arg in args[:constants]]
+
         def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-            result = body(builder, values)
+            result = body(builder, values, *known)
             return context.get_dummy_value() if sig.return_type == types.void else result
 
         return signature, codegen
@@ -82,7 +85,7 @@ def define(name: str, signature: Any, body: Callable[[Any, list[Any]], Any]) -> 
     names = ["typingctx", *(f"a{i}" for i in range(len(signature.args)))]
     typed.__name__ = typed.__qualname__ = name
     typed.__signature__ = Signature([Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in names])  # type: ignore[attr-defined]
-    return intrinsic(typed)
+    return intrinsic(prefer_literal=constants > 0)(typed)
 
 
 def pointer(builder: Any, address: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from segue.kernels.cpu import simd
-from segue.kernels.cpu.loops import bare, copy, exp, kernel
+from segue.kernels.cpu.loops import bare, copy, exp, kernel, size_of
 from segue.kernels.cpu.products import (
     FULL,
     X_LOWER,
@@ -132,7 +132,7 @@ def _forward(row, group, groups, head, num_heads, u, write, g, skip, starts, y, 
     length, states, width = g.shape[1], saved.shape[3], saved.shape[4]
     keys = g.shape[2] * width + group * states
     decay, state_factor, end_factor, strength, chunk_decay = lines[0], lines[1], lines[2], lines[3], lines[4]
-    size = q.itemsize
+    size = size_of(q)
     for chunk in range((length + CHUNK - 1) // CHUNK):
         begin = chunk * CHUNK
         count = min(CHUNK, length - begin)
@@ -199,7 +199,7 @@ def _backward(row, group, groups, part, head, num_heads, u, write, g, skip, star
     keys = g.shape[2] * width + group * states
     decay, state_factor, end_factor = lines[0], lines[1], lines[2]
     strength, dstrength, ddecay = lines[3], lines[4], lines[5]
-    chunk_decay, products, weights, size = lines[6], lines[7], lines[8], q.itemsize
+    chunk_decay, products, weights, size = lines[6], lines[7], lines[8], size_of(q)
     for chunk in range((length - 1) // CHUNK, -1, -1):
         begin = chunk * CHUNK
         count = min(CHUNK, length - begin)

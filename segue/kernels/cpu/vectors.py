@@ -203,13 +203,16 @@ def element_pointer(builder: Any, kind: Any, base: Any, index: Any) -> Any:
 
 
 def dispatch(name: str, arguments: int, variants: dict[int, Callable[[Any, Any, list[Any]], None]]) -> Any:
-    """An intrinsic (key of a variant, bytes of a number, what `variant(builder, kind, arguments)` takes)."""
+    """An intrinsic (key of a variant, bytes of a number, what `variant(builder, kind, arguments)` takes). Where the
+    first two are known when compiled, there is code for these alone."""
 
-    def body(builder: Any, args: list[Any]) -> None:
+    def body(builder: Any, args: list[Any], known_code: int | None, known_size: int | None) -> None:
         end = builder.append_basic_block("end")
         switch = builder.switch(builder.add(builder.shl(args[0], simd.I64(4)), args[1]), end)
         for code, variant in variants.items():
             for kind, (_, size) in SIZES.items():
+                if known_code not in (None, code) or known_size not in (None, size):
+                    continue
                 case = builder.append_basic_block(f"{name}{code}x{size}")
                 switch.add_case(simd.I64(16 * code + size), case)
                 builder.position_at_end(case)
@@ -217,4 +220,4 @@ def dispatch(name: str, arguments: int, variants: dict[int, Callable[[Any, Any, 
                 builder.branch(end)
         builder.position_at_end(end)
 
-    return simd.define(name, types.void(*[types.int64] * (arguments + 2)), body)
+    return simd.define(name, types.void(*[types.int64] * (arguments + 2)), body, constants=2)

@@ -42,8 +42,9 @@ from segue.kernels.cpu.simd import (
 f32 = np.float32
 ZERO, HALF, ONE, TWO = f32(0), f32(0.5), f32(1), f32(2)
 # Sums may be reordered and fused, infinities and NaN stay what they are; a check for division by zero would keep
-# loops from being vectorised.
-fast = njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+# loops from being vectorised. Only compiled code calls these: without wrappers they are compiled in less time.
+fast = njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy", no_cpython_wrapper=True,
+            no_cfunc_wrapper=True)
 SPINS = 3000
 FEW = BLOCK * TILE  # numbers that a thread's local memory always has room for
 LINE = 64  # bytes of a line of the cache
