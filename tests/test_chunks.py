@@ -169,8 +169,8 @@ def test_the_short_convolution_equals_its_sum(length: int, width: int, taps: int
 def test_block_products_equal_sums(blocks: int, outputs: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [strided(2, 270, blocks * width, seed=1), strided(blocks, outputs, width, width, seed=2)]
 
-    def run(x: Tensor, weight: Tensor) -> tuple[Tensor]:
-        return (block_product(x, weight),)
+    def run(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        return block_product(x, weight)
 
     results = with_gradients(run, inputs, given=1)
     assert bool(block_module._blocks_per_vector(*inputs)) == (width != 5 and width <= MOST_PANELS * simd.LANES // 2)

@@ -22,6 +22,7 @@ from segue.errors import SegueError
 from segue.kernels import rnn
 from segue.kernels.cpu.buffers import MOST as MOST_SPARE
 from segue.kernels.cpu.buffers import _Loan, pooled_empty
+from segue.kernels.cpu.rnn import LARGE
 from segue.kernels.rnn import CELLS, empty_state, recurrence, recurrence_reference
 from segue.kernels.tiles import GATES, MACHINES, MOST, SOLVED, WIDTHS, Machine, satisfies, score, tiles_for
 from segue.mixers import GRU, LSTM, Elman, Mixer
@@ -70,6 +71,15 @@ def test_compiled_loops_equal_the_reference(cell: str, rows: int, length: int, h
     others = documents(rows, length, seed) if packed else ()
     expected = with_gradients(recurrence_reference, cell, inputs, *others)
     agree(with_gradients(recurrence, cell, inputs, *others), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_gradients_stored_past_the_cache_equal_the_reference(dtype: torch.dtype) -> None:
+    """Two rows are stored as one, and the last of an odd number alone."""
+    inputs = random_inputs("lstm", (33, 70, 8, 64), dtype, 7)
+    assert inputs[0].nbytes > LARGE
+    expected = with_gradients(recurrence_reference, "lstm", inputs)
+    agree(with_gradients(recurrence, "lstm", inputs), expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -39,7 +39,7 @@ class BlockLinear(nn.Module):
         nn.init.normal_(self.weight, std=math.sqrt(2 / (5 * width)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return block_product(x, self.weight)
+        return torch.stack(block_product(x, self.weight), 2)
 
     def compose(self, weight: Tensor) -> Tensor:
         """Return the map (M, D) of x that equals the map `weight` (M, outputs, D) of the outputs."""
@@ -85,7 +85,8 @@ class SLSTM(Mixer):
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         near = self.convolution((x,), layout, parts.get("convolution"))
-        projected = torch.cat([self.gates(near), self.inputs(x)], 2)  # i, f, z, o
+        projected = torch.stack([*block_product(near, self.gates.weight), *block_product(x, self.inputs.weight)],
+                                2)  # i, f, z, o
         inputs = (projected.unflatten(3, self.recurrence.shape).transpose(2, 3),)
         return self.norm(self.recurrence(inputs, layout, parts.get("recurrence")).unflatten(2, self.recurrence.shape))
 
@@ -167,11 +168,10 @@ class MLSTM(Mixer):
         # The gates read q, k and v, which are linear in `near` and `u`: compose the maps, which is cheaper.
         weight = self.gates.weight.unflatten(1, (3, -1))
         queries, keys = self.qk.weight.unbind(-3)
-        qk, gates = block_products(near, torch.stack([queries, keys * scale], -3),
-                                   self.qk.compose(weight[:, :2]))
-        v, others = block_products(u, self.v.weight, self.v.compose(weight[:, 2:]))
+        (q, k), gates = block_products(near, torch.stack([queries, keys * scale], -3), self.qk.compose(weight[:, :2]))
+        (v,), others = block_products(u, self.v.weight, self.v.compose(weight[:, 2:]))
         i, f = (gates + others + self.gates.bias).chunk(2, -1)
-        q, k, v = (y.unflatten(2, (self.heads, -1)) for y in (*qk.unbind(2), v.flatten(2)))
+        q, k, v = (y.unflatten(2, (self.heads, -1)) for y in (q, k, v))
         if self.frequencies is not None:
             q, k = (rotate(y.transpose(1, 2), layout.positions, self.frequencies).transpose(1, 2) for y in (q, k))
         return (q, k, v, i, f), near, gate

@@ -313,7 +313,8 @@ class CompiledState:
             for old, new in zip(self._layers(self.cache, self.capacity), self._layers(cache, capacity)):
                 new[:, :, :used] = old
             self.cache, self.capacity = cache, capacity
-        local = max(TILE + BLOCK * (3 * TILE + self.capacity + self.program.widest) + 2 * nodes, self.program.local)
+        widest = self.program.widest + self.program.widest_row
+        local = max(TILE + BLOCK * (3 * TILE + self.capacity + widest) + 2 * nodes, self.program.local)
         if local * self.model.threads > self.local.array.size:
             self.local = Memory(p.padded(2 * local, 2 * TILE) * self.model.threads)
 

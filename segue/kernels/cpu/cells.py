@@ -189,9 +189,10 @@ def _forward(cell: str, builder: Any, kind: Any, args: list[Any]) -> None:
 
 def _backward(cell: str, builder: Any, kind: Any, args: list[Any]) -> None:
     """The same backward. last: h, c, n before. grad_states: gradients of the states, which become those before. dg:
-    gradients of g, added to `total`, too. hs: the h before goes there."""
+    gradients of g, added to `total`, too. hs: the h before goes there. past: whether dx, which then begins at a whole
+    vector, goes past the cache."""
     (num_rows, wide, state_stride, saved, last, dy, dy_row, dy_step, grad_states, dg, dx, dx_row, dx_gate, dx_step,
-     total, hs) = args
+     past, total, hs) = args
     b, (_, formula), gates, num_states = builder, FORMULAS[cell], CELLS[cell].gates, CELLS[cell].states
     num_saved = CELLS[cell].parts
 
@@ -213,8 +214,12 @@ def _backward(cell: str, builder: Any, kind: Any, args: list[Any]) -> None:
             rows.put(recurrent[k], target, line)
             rows.put(rows.get(total_address, line) + recurrent[k], total_address, line)
             gate_target = b.add(grad_output, b.mul(dx_gate, simd.I64(k)))
-            rows.put(inputs[k], gate_target, dx_row)
-            rows.prefetch(b.add(gate_target, dx_step), dx_row, write=True)
+            with b.if_else(b.icmp_signed("!=", past, simd.I64(0))) as (past_cache, into_cache):
+                with past_cache:
+                    rows.put(inputs[k], gate_target, dx_row, nontemporal=True)
+                with into_cache:
+                    rows.put(inputs[k], gate_target, dx_row)
+                    rows.prefetch(b.add(gate_target, dx_step), dx_row, write=True)
         for value, address in zip(previous_grads, addresses(grad_states, num_states)):
             if isinstance(value, Numbers):
                 rows.put(value, address, line)
@@ -223,4 +228,4 @@ def _backward(cell: str, builder: Any, kind: Any, args: list[Any]) -> None:
 
 
 forward, backward = (dispatch(name, arguments, {CELLS[cell].code: partial(build, cell) for cell in FORMULAS})
-                     for name, build, arguments in (("forward", _forward, 13), ("backward", _backward, 16)))
+                     for name, build, arguments in (("forward", _forward, 13), ("backward", _backward, 17)))

@@ -29,7 +29,6 @@ from segue.kernels.cpu.program import (
     EMBED,
     EXPONENTIAL,
     FILTER,
-    GATHER,
     JOB,
     LINEAR,
     LOW_RANK,
@@ -125,8 +124,6 @@ def run(job, me):
             rows.embed(job, op, me, team)
         elif code == ANGLES:
             rows.angles(job, op, me, team)
-        elif code == GATHER:
-            rows.gather(job, op, me, team)
         elif code == MOVE:
             commits.move(job, op, me, team)
         elif code == POLYNOMIAL:
@@ -139,7 +136,9 @@ def run(job, me):
             commits.pick(job, op, me, team)
         if index + 1 < job[COUNT] and op[COLUMNS] == LINEAR:
             linear.prefetch_weights(job, op[COLUMNS:], me, team)
-        base.barrier(job, team)
+        own = op[14] % team == 0 if code == STORE else code == LINEAR and linear.made_alone(job, op, team)
+        if not own:  # else each thread goes on with the heads whose queries, keys and values it has made
+            base.barrier(job, team)
 
 
 @compile_cached

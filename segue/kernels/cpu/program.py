@@ -58,8 +58,8 @@ from segue.kernels.cpu.simd import GROUP, INTEGER, LANES, MANY, TILE, UNROLL
 
 # Operations.
 (EMBED, NORM, ANGLES, LINEAR, STORE, ATTEND, CONVOLVE, SCAN, DECAY, DIAGONAL, MODES, MATRIX, NORMALISE, STABILISE,
- RECUR, MAP, MULTIPLY, ADD, GATHER, MOVE, PICK, POLYNOMIAL, TURN, FILTER, LOW_RANK, DENSE,
- QUANTISED, PREFIXED, RECALL, MARK_PROMPT, EXPONENTIAL) = range(31)
+ RECUR, MAP, MULTIPLY, ADD, MOVE, PICK, POLYNOMIAL, TURN, FILTER, LOW_RANK, DENSE,
+ QUANTISED, PREFIXED, RECALL, MARK_PROMPT, EXPONENTIAL) = range(30)
 COLUMNS = 32
 
 # Activations, norms and the cells of nonlinear recurrences.
@@ -129,6 +129,7 @@ class Program:
         self.local = 0  # floats of its own that an operation asks for in each thread
         self.weight_bytes = 0  # read by every step
         self.widest = 0  # floats that the inputs of a matrix, as bytes, or the weights of codes take
+        self.widest_row = 0  # floats of a row that each thread makes for itself, see `linear.make_rows`
         self.vocabulary, self.logit_stride = 0, 0
 
     # Registers, states, weights.
@@ -287,12 +288,12 @@ class Program:
     def head(self, source: View, weight: Tensor) -> None:
         """Logits of the wanted nodes, to memory outside the registers."""
         self.top = source
-        top = self.register("top", source.width)
-        self.emit(GATHER, source, top, source.width)
         k, tiles = self._sizes(weight)
         self.vocabulary, self.logit_stride = weight.shape[0], tiles * TILE
         outside = View(0, 0, weight.shape[0], self.logit_stride)
-        row = self.emit(LINEAR, top, outside, 0, 0, 0, k, tiles, 0, NONE, 0, 1, top.width, self._bytes(k))
+        row = self.emit(LINEAR, source, outside, 0, 0, 0, k, tiles, 0, NONE, 0, 1, source.width, self._bytes(k))
+        row[27:30] = self.register("top", source.width).columns
+        self.widest_row = max(self.widest_row, padded(source.width, TILE) + LANES)
         self.matrices.append((row, 7, weight, False))
 
     def cache(self, heads: int, key: int, value: int, reach: int | None = None) -> int:
@@ -584,8 +585,38 @@ class Program:
         `frequencies`, one for each number of x."""
         self.emit(TURN, source, into, self.angles(frequencies), source.width // groups, groups)
 
+    def _fuse_norms(self) -> None:
+        """Let products norm their own inputs: a norm of a row takes less than waiting for the threads that would share
+        the rows, and than fetching them from each other. The register of the norm is written as before.
+
+        Not where the product writes what is normed, or the norm works in place: other threads may still have to read
+        it.
+        """
+        rows: list[list[int]] = []
+        for row in self.rows:
+            last = rows[-1] if rows else row
+            if (row[0] == LINEAR and last[0] == NORM and last[8] == 1 and last[4:7] == row[1:4]
+                    and last[1] != last[4] and (row[15] or last[1] != row[4])):
+                rows.pop()
+                row[20:27] = [last[9] + 1, *last[1:4], *last[10:13]]
+                self.widest_row = max(self.widest_row, padded(row[16], TILE) + LANES)
+            rows.append(row)
+        self.rows = rows
+
+    def _divide_by_heads(self) -> None:
+        """Let each thread compute the queries, keys and values of its own heads, where these are whole tiles: it need
+        not wait for the others before it attends."""
+        for row, after in zip(self.rows, self.rows[1:]):
+            if row[0] == LINEAR and after[0] == STORE and {after[1], after[4], after[7]} == {row[4]}:
+                wide, narrow = after[13] * after[15], after[14] * after[15]
+                in_order = (after[2], after[5], after[8]) == (0, wide, wide + narrow)
+                if in_order and wide % TILE == narrow % TILE == 0 and not row[14]:
+                    row[30:32] = [wide // TILE, narrow // TILE]
+
     def finish(self) -> None:
         """Pack the matrices and make the tables: of the step, and of what commits do over all layers."""
+        self._fuse_norms()
+        self._divide_by_heads()
         for row, column, weight, gated in self.matrices:
             packed, scales = self._pack(weight, gated)
             row[column], row[column + 1] = packed.ctypes.data, scales

@@ -16,6 +16,7 @@ from segue.kernels.cpu.products import at, multiply
 from segue.kernels.rnn import CELLS, EMPTY
 
 GRU = CELLS["gru"].code
+LARGE = 1 << 24  # bytes of a gradient that no cache holds until it is read: to fetch what is overwritten would be vain
 
 
 @kernel
@@ -85,6 +86,7 @@ def backward(begin, end, cell, rows, panels, padded_width, span, w, starts, leng
     row_step, step = length * heads * d * size, heads * d * size
     num_previous = min(states, 3)  # states that a step needs of the one before
     direct = padded_width == d
+    past = direct and dx.size * size > LARGE
     dy_buffer, dx_buffer = np.zeros(state_stride, dx.dtype), np.zeros((gates, state_stride), dx.dtype)
     dy_address, dx_address = at(dy_buffer), at(dx_buffer)
     dy_row, dy_step, dx_row, dx_gate, dx_step = padded_width * size, 0, padded_width * size, state_stride * size, 0
@@ -128,7 +130,7 @@ def backward(begin, end, cell, rows, panels, padded_width, span, w, starts, leng
                     copy(dy[row + r, t, n], dy_buffer[r * padded_width : r * padded_width + d])
             cells.backward(cell, size, count, padded_width, state_stride * size, at(saved[task, t]), previous,
                            dy_address, dy_row, dy_step, at(dstates), gate_grads, dx_address, dx_row, dx_gate, dx_step,
-                           at(total), hidden_address)
+                           past, at(total), hidden_address)
             if not direct:
                 for r in range(count):
                     for k in range(gates):

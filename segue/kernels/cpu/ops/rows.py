@@ -19,8 +19,6 @@ from segue.kernels.cpu.program import (
     POSITION,
     ROW,
     TOKEN,
-    WANT,
-    WANTED,
 )
 from segue.kernels.cpu.simd import exp, floats, longs, real
 
@@ -51,15 +49,6 @@ def mark_prompt(job, op, me, team):
         y = floats(row(job, op, 4, node), width)
         for j in range(width):
             y[j] = x[j] + embedding[j]
-
-
-@njit
-def gather(job, op, me, team):
-    """source(3), into(3), width: the rows of the wanted nodes, together."""
-    width = op[7]
-    want = longs(job[WANT], job[WANTED])
-    for index in range(me, job[WANTED], team):
-        copy_floats(row(job, op, 1, want[index]), row(job, op, 4, index), width)
 
 
 @njit
