@@ -93,7 +93,7 @@ def transformers_run(peer: Any, **options: Any) -> Run:
 
 
 def contenders(name: str, folder: Path, threads: int) -> tuple[Stack, dict[str, Run]]:
-    """The native model, and who decodes it, by name."""
+    """The native model, and what decodes it, by the contender's name."""
     import ctranslate2
 
     peer = make_model(name, folder)
@@ -313,7 +313,7 @@ def measure_floors(threads: int, tokens: int, rounds: int) -> str:
 
 
 def measure_drafts(threads: int, tokens: int, rounds: int) -> str:
-    """What drafts gain on a model that has learned something, and what int8 weights lose there."""
+    """What drafts gain on a trained model, and what int8 weights lose there."""
     train, test = standard_library()
     fitted = segue.fit(segue.read(*map(str, train), kind="code"), minutes=1.0, mix=False, quiet=True)
     stack, rows, answers = fitted.model.eval(), [], {}

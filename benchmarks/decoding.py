@@ -276,14 +276,14 @@ def with_prompt_mask(batch: Batch) -> Batch:
 
 
 def build_speller(vocabulary: int, width: int, layers: int) -> Stack:
-    """Positions begin again behind the prompt, so that letters and their copies stand at the same ones."""
+    """Positions restart after the prompt, so that letters and their copies have the same ones."""
     torch.manual_seed(0)
     options = {"heads": width // 64, "partial": False, "qkv_bias": True}
     return Stack(StackConfig(vocabulary, width, ["palm"] * layers, {"palm": options}, embed_norm=True))
 
 
 def trained_spellers(data: Path, models: Path, steps: int) -> tuple[Stack, Stack]:
-    """A model that corrects (29M parameters), and one that drafts blocks for it (1.6M)."""
+    """A model that corrects spelling (29M parameters), and one that drafts blocks for it (1.6M)."""
     from safetensors.torch import load_model, save_model
 
     texts = sorted((text for part in sentences(data, "train").values() for text in part), key=len)

@@ -21,7 +21,7 @@ from segue.training.recipe import describe_machine
 
 
 class StatelessState:
-    """The state of a model that remembers nothing."""
+    """A state that holds nothing."""
 
     def __init__(self, batch: int) -> None:
         self.batch, self.positions = batch, torch.zeros(batch, dtype=torch.long)
@@ -33,7 +33,7 @@ class StatelessState:
 
 
 class InstantModel:
-    """Gives the same scores always, at once."""
+    """A model with constant scores and no cost."""
 
     path = "nothing"
 
@@ -51,7 +51,7 @@ class InstantModel:
 
 
 class SteppingModel(InstantModel):
-    """With the hook of engines."""
+    """The same with `step`, as engines have it."""
 
     def step(self, tokens: np.ndarray, state: Any) -> np.ndarray:
         return self.scores[: len(tokens), 0].numpy()

@@ -130,7 +130,7 @@ def logs(minutes: float, path: Path, **reading: Any) -> Measured:
 
 
 def most_frequent_next(cases: Sequence[np.ndarray], order: int) -> dict[tuple[int, ...], int]:
-    """What came most often after each run of up to `order` activities."""
+    """The most frequent activity after each run of up to `order` activities."""
     tallies: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
     for ids in map(np.ndarray.tolist, cases):
         for place, item in enumerate(ids):
@@ -277,7 +277,7 @@ def table_series(path: Path, columns: Sequence[str], train: float, end: float = 
 
 
 def vowels(minutes: float, path: Path, test: Path) -> Measured:
-    """Utterances of twelve numbers: the last five moments of others than were learned."""
+    """Utterances of twelve numbers: the last five moments of those in `test`."""
     from segue.kinds.elements import as_columns
 
     parts = [[np.stack(list(as_columns(record.object).values()), 1) for record in segue.read(file)]
@@ -288,7 +288,7 @@ def vowels(minutes: float, path: Path, test: Path) -> Measured:
 
 
 def synthetic(sort: str, minutes: float, count: int = 24, length: int = 480) -> Measured:
-    """Days with a trend, weeks of days, a walk, or an oscillation of a pace of its own; 24 series of each."""
+    """Daily seasons with a trend, random walks, or oscillations of one frequency each: `count` series of `sort`."""
     draw, grids = np.random.default_rng(1), []
     for _ in range(count):
         t, noise = np.arange(length), draw.standard_normal(length)
@@ -331,14 +331,14 @@ def bits(minutes: float, parts: Callable[[], tuple[Data, Data]], samples: int = 
 
 
 def split_by_name(path: Path, train: str, test: str) -> tuple[Data, Data]:
-    """The records whose names say of which part they are."""
+    """The records whose names hold `train`, and those whose names hold `test`."""
     data = segue.read(path)
     spans, names = data.spans(), [data.name(i) for i in range(len(data))]
     return data.view(spans[[train in name for name in names]]), data.view(spans[[test in name for name in names]])
 
 
 def sets(folder: Path) -> dict[str, tuple[str, list[Path], Callable[[float], Measured]]]:
-    """By name: the sort, the files, and what measures it in so many minutes."""
+    """By name: the sort, the files, and the function that measures it in so many minutes."""
     def paths(*names: str) -> list[Path]:
         return [folder / name for name in names]
 

@@ -140,7 +140,7 @@ LAYERS: list[tuple[str, Callable[[int], nn.Module], dict[str, Callable[[int], nn
 
 
 def layers(rows: int, length: int, width: int) -> dict[str, dict[str, Contender]]:
-    """By mixer: first ours, then what is installed of the peers, on one input."""
+    """By mixer: first ours, then the installed peers, on one input."""
     x = torch.randn(rows, length, width, requires_grad=True)
 
     def contender(module: nn.Module) -> Contender:
@@ -211,7 +211,7 @@ def time_once(run: Contender, backward: bool) -> float:
 
 
 def timed(contenders: dict[str, Contender], backward: bool, rounds: int, slow: set[str]) -> dict[str, float]:
-    """Median seconds of each that is not `slow`."""
+    """Median seconds of each contender that is not `slow`."""
     times_by_name: dict[str, list[float]] = {name: [] for name in contenders if name not in slow}
     for _ in range(rounds + 1):  # the first round warms up, but for those that one round of takes long
         for name, times in list(times_by_name.items()):

@@ -26,7 +26,7 @@ PIECE = 64
 
 @torch.no_grad()
 def nats(model: Decodable, tokens: np.ndarray) -> np.ndarray:
-    """(N - 1,) of tokens (N,), each by all before it."""
+    """Nats (N - 1,) of tokens (N,), each given all before it."""
     state, losses = model.init_state(1), []
     for start in range(0, len(tokens) - 1, PIECE):
         targets = torch.from_numpy(tokens[start + 1 : start + 1 + PIECE]).long()

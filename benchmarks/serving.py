@@ -50,7 +50,7 @@ class Tally:
 
 @contextmanager
 def server(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A server process that answers /health or /v1/models, stopped at the end."""
+    """A server process that answers /v1/models, stopped at the end."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"})
         try:
@@ -204,7 +204,7 @@ async def run_random_client(client: httpx.AsyncClient, url: str, texts: list[str
 
 
 def soak(minutes: float) -> str:
-    """Sixteen clients of all manners; the server's memory is read every few seconds."""
+    """Sixteen random clients; the server's memory is read every few seconds."""
     port, memory = free_port(), []
 
     async def run(pid: int) -> Tally:

@@ -54,7 +54,7 @@ def test_a_zero_rate_equals_evaluation(mixers: list[str]) -> None:
 
 @pytest.mark.parametrize("mixers", [["attention"], MIXED, ["s4"]])
 def test_blocks_are_scored_before_they_are_learned(mixers: list[str]) -> None:
-    """The first block's score is that of plain evaluation, and what comes later changes nothing of what came before."""
+    """The first block's score equals plain evaluation, and later tokens change no earlier score."""
     model, tokens = stack(*mixers), text(21)
     weights = [p.clone() for p in model.parameters()]
     for evaluate in (state_evaluation, dynamic_evaluation):
@@ -93,7 +93,7 @@ def test_state_gradients_equal_finite_differences(mixers: list[str]) -> None:
 
 
 def by_hand(model: Stack, tokens: Tensor, block: int, rate: float) -> Tensor:
-    """One layer of attention, of which each node's key and value have an optimiser of their own."""
+    """One layer of attention, with an optimiser for each node's key and value."""
     layer, nats_by_block = model.blocks[0], []
     mixer: Any = layer.mixer
     nodes: list[tuple[list[Tensor], torch.optim.Adam]] = []
@@ -128,7 +128,7 @@ def test_every_key_and_value_has_its_own_adam() -> None:
 
 
 def test_optimiser_moments_leave_with_dropped_cache_rows() -> None:
-    """A windowed cache forgets; what stays in sight moves as if nothing had been dropped."""
+    """With a windowed cache: the rows that stay are updated as if none had been dropped."""
     model, tokens = stack("attention", "attention", window=6), text(160, 1)
     optimiser = StateOptimiser(model, model.init_state(1), 0.05)
     result, sizes = [], []
@@ -145,7 +145,7 @@ def test_optimiser_moments_leave_with_dropped_cache_rows() -> None:
 
 
 def test_adaptation_lowers_the_loss_of_repeated_text() -> None:
-    """Both learn a text of one phrase that the model knows nothing of; of caches and of carries."""
+    """A text of one phrase, unknown to the model: adaptation of caches and of recurrent states."""
     tokens = torch.tensor([[1, 5, 2, 7, 3, 3, 8, 0] * 12])
     for mixers, smallest_gain in ((["attention"], 0.05), (["gru"], 0.0), (MIXED, 0.05)):  # a gated unit soon forgets
         model = stack(*mixers)
@@ -173,8 +173,8 @@ def test_a_single_window_equals_the_stack(mixers: list[str]) -> None:
 
 @torch.no_grad()
 def test_summaries_of_single_elements_equal_prepended_elements() -> None:
-    """With a pool for each element and a module that adds nothing, the upper block reads the window before and this
-    one in one piece, as the lower block gave them."""
+    """With a pool for each element and a module that adds nothing, the upper block reads the lower block's outputs of
+    the previous window and of this one in one piece."""
     base, tokens = stack("attention", "attention"), text(20)
     model = WindowRecurrence(base, 6, vectors=6).double()
     model.pool.data = torch.eye(6, dtype=torch.float64) * 1000

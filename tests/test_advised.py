@@ -49,7 +49,7 @@ def regression() -> Regression:
 
 
 def voices(count: int, seed: int, length: int = 64) -> list[np.ndarray]:
-    """One swinging wave each, of a pace of its own, with the end before and behind it."""
+    """Oscillations of one frequency each, with the end symbol before and after."""
     draw, result = np.random.default_rng(seed), []
     for _ in range(count):
         wave, angle = np.zeros(length), draw.uniform(0.1, 1.5)
@@ -158,7 +158,7 @@ def test_regression_predicts_set_points() -> None:
 
 
 def test_regression_uses_a_season_beyond_its_order() -> None:
-    """A week that no rule tells, again and again with noise: known from the week before alone."""
+    """A random week, repeated with noise: predictable from the week before only."""
     draw = np.random.default_rng(0)
     week = draw.integers(5, 75, 60)
 

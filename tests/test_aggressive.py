@@ -56,7 +56,7 @@ def prompts(seed: int, count: int = 4) -> list[list[int]]:
 
 
 def copy_position(source: list[int], tokens: list[int]) -> int | None:
-    """By the paper's words: 0 at the beginning; else behind the suffix of one, two or three tokens that is there once.
+    """As the paper defines it: 0 at the beginning; else after the suffix of one, two or three tokens that occurs once.
     The beginning counts as a token of both."""
     source, tokens = [-1, *source], [-1, *tokens]
     for n in range(1, min(3, len(tokens)) + 1):
@@ -80,7 +80,8 @@ def test_source_copy_drafts_the_rest_of_the_source(source: list[int], tokens: li
 
 
 def nearest_position(source: list[int], tokens: list[int], reach: int) -> int:
-    """Token by token: behind the like one nearest to where it is expected, else by `place`, else as if exchanged."""
+    """Token by token: after the equal token nearest to the expected position, else by `copy_position`, else as if
+    exchanged."""
     at = 0
     for count, token in enumerate(tokens, 1):
         candidates = [(abs(end - at - 1), end) for end in range(1, len(source) + 1)
@@ -101,8 +102,8 @@ def test_source_copy_prefers_the_expected_position(source: list[int], tokens: li
 
 
 def test_source_copy_needs_one_pass_per_edit() -> None:
-    """Words of an answer that stand in other words' places, are missing or new, in a source that says all of it twice:
-    by suffixes alone there would be no draft at all."""
+    """Words are replaced, deleted or inserted, and the source has everything twice: by suffixes alone there would be no
+    draft."""
     source = [1, 2, 3, 4, 5, 6, 7, 8] * 2
     for target in ([*source[:5], 9, *source[6:]], [*source[:5], *source[6:]], [*source[:5], 9, *source[5:]]):
         with_reach, without_reach = (generate(Script(17, target), [[*source, 99]], 20,
@@ -125,7 +126,7 @@ def test_source_copy_stops_at_the_separator() -> None:
 
 
 class Script(TableModel):
-    """Says the target, whatever was said before. One row."""
+    """Generates the target whatever the tokens so far. One row."""
 
     def __init__(self, prompt: int, target: Sequence[int]) -> None:
         super().__init__(100)
@@ -141,8 +142,8 @@ class Script(TableModel):
 
 
 def passes(source: list[int], target: list[int]) -> tuple[int, int, int]:
-    """Of the paper's loop once the first token is there: passes, those whose draft is not the rest of the answer (it
-    goes wrong, or ends before), those without draft."""
+    """Of the paper's loop after the first token: passes, those whose draft differs from the rest of the answer, those
+    without a draft."""
     expected, tokens, count, short, single = [*target, END], [target[0]], 0, 0, 0
     while tokens[-1] != END:
         at = copy_position(source, tokens)
@@ -256,7 +257,7 @@ def test_blocks_stay_within_learned_positions() -> None:
 
 
 class Blocks:
-    """Drafts what it is told, and remembers it."""
+    """Drafts the blocks it was given, and records them."""
 
     needs_hidden = False
 

@@ -208,7 +208,7 @@ def test_wide_enough_structures_are_full_attention() -> None:
 
 
 def test_blocks_hide_everything_before_them() -> None:
-    """With blocks everywhere nothing reaches across their edge; one full layer changes that (MASFormer's reach)."""
+    """With blocks in all layers nothing passes their edges; one full layer changes that (MASFormer)."""
     from segue.models import Stack, StackConfig, expand_pattern
 
     options = {"attention:local": {"block": 8}}

@@ -85,7 +85,7 @@ def test_the_vector_equals_its_pooling(pool: str) -> None:
 
 @pytest.mark.parametrize("attention", [0, 3, None])
 def test_without_attention_the_vector_is_all_that_the_decoder_knows(attention: int | None) -> None:
-    """Two sources with one vector cannot be told apart without attention, and can with it."""
+    """Two sources with the same vector give the same answer without attention, and different ones with it."""
     model = autoencoder("lstm", "attention", attention=attention, pool="last").double()
     model.narrow.weight.data.zero_()
     tokens = torch.tensor([[1, 2, 3, V, 4, 5], [6, 0, 2, V, 4, 5]])
@@ -218,8 +218,8 @@ def test_bag_vectors_know_content_and_not_order() -> None:
     assert order.accuracy == 0.5 and order.by_length == 0.5
     lengths = answer_question(lambda rows: np.array([[len(row)] for row in rows], float), length_question(rows, 4))
     assert lengths.accuracy > 0.8 and lengths.by_length > 0.9
-    few = [draw.permutation(40)[: draw.integers(3, 7)] for _ in range(900)]
-    content = answer_question(encoder, content_question(few, 10))
+    short_rows = [draw.permutation(40)[: draw.integers(3, 7)] for _ in range(900)]
+    content = answer_question(encoder, content_question(short_rows, 10))
     assert content.accuracy > 0.95 > 0.5 > content.by_length
 
 
@@ -246,9 +246,9 @@ def test_permuted_moves_no_more_than_its_share(seed: int, n: int, share: float) 
 
 def test_probe_questions_have_the_right_labels() -> None:
     rows = [np.array(row) for row in ([0, 1], [0, 2, 2], [1, 1, 1, 1], [0, 0, 3, 4, 5], [0, 1, 2, 3, 4, 5])]
-    asked = content_question(rows, [1, 2])
-    assert [row.tolist() for row in asked.rows] == [[0, 1], [0, 2, 2], [1, 1, 1, 1]]
-    assert asked.labels.tolist() == [0, 1, 0]
+    content = content_question(rows, [1, 2])
+    assert [row.tolist() for row in content.rows] == [[0, 1], [0, 2, 2], [1, 1, 1, 1]]
+    assert content.labels.tolist() == [0, 1, 0]
     assert length_question(rows, 5).labels.tolist() == [0, 1, 2, 3, 4]
     assert order_question(rows, way="reverse").rows[6].tolist() == [2, 2, 0]
     assert question("odd", rows, [-1, 0, 1, -1, 1]).labels.tolist() == [0, 1, 1]

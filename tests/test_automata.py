@@ -29,7 +29,7 @@ from segue.training.learn import accuracy, answer_accuracy
 
 
 def errors(model: AutomatonTransformer, dfa: DFA, length: int) -> int:
-    """Wrong tokens behind random words; every prefix of a word is among what is asked."""
+    """Wrong tokens after random words; all prefixes of a word are among the targets."""
     word = torch.randint(dfa.symbols, (2, length), generator=torch.Generator().manual_seed(length))
     written, tokens = model.transcript(dfa, word)
     return int((model(tokens).logits.argmax(-1)[:, length:] != written).sum())
@@ -167,7 +167,7 @@ def test_automata_without_accepting_states_are_refused() -> None:
 
 
 def test_answer_accuracy_uses_the_models_own_scratchpad() -> None:
-    """One that repeats its own mistakes is scored lower than by the right scratchpad."""
+    """A model that repeats its own mistakes scores lower than with the correct scratchpad."""
     class Adds(torch.nn.Module):
         """Sums modulo 5 from the scratchpad alone: the state before, plus the symbol; the first is off by one."""
 

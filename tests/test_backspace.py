@@ -43,7 +43,7 @@ def model(mixers: str, seed: int = 0, scale: float = 3.0) -> Stack:
 
 def reference_walk(stack: Any, prompt: list[int], n: int, sampling: Sampling, seed: int, row: int, eos: int | None,
                    ) -> tuple[list[int], list[int]]:
-    """What is said, and what remains: every action from a fresh forward over the stack."""
+    """The actions, and the tokens that remain: every action from a fresh forward over the stack."""
     tokens, actions, noise = list(prompt), list[int](), Noise(seed, row)
     while len(actions) < n:
         with torch.no_grad():
@@ -179,8 +179,8 @@ programs = st.lists(st.sampled_from([0, 1, 2, BACK, BACK]), min_size=1, max_size
 @settings(deadline=None, max_examples=8)
 @given(st.lists(programs, min_size=1, max_size=3), st.sampled_from(MIXERS), st.integers(0, 9))
 def test_one_tree_pass_scores_every_walk(walks_of_actions: list[list[int]], mixers: str, seed: int) -> None:
-    """Parity check 4: scores along walks with deletions are those of a fresh forward on each stack, and of a state that
-    goes back."""
+    """Parity check 4: scores along walks with deletions equal those of a fresh forward on each stack, and of a rewound
+    state."""
     stack = model(mixers, seed)
     walks = [Walk([3, 4, 1][: 1 + number], actions, [True] * len(actions))
              for number, actions in enumerate(walks_of_actions)]
@@ -218,7 +218,7 @@ def test_one_tree_pass_scores_every_walk(walks_of_actions: list[list[int]], mixe
 
 
 def test_a_reread_token_has_the_same_scores() -> None:
-    """The other layout of the paper, in which a backspace feeds the older token anew: parents say that as well."""
+    """The other layout of the paper, in which a backspace reads the older token again, expressed by parents."""
     stack = model("mamba+attention")
     tokens, parents = [3, 1, 2, 1, 0], [-1, 0, 1, 0, 3]  # 3, 1, 2, backspace: 1 again on top of 3, then 0
     with torch.no_grad():
@@ -259,7 +259,7 @@ def test_noise_is_followed_by_backspaces(actions: list[int], rate: float, seed: 
 
 
 class Expert(Reread):
-    """Does surely what some walks do, and takes back whatever they do not say."""
+    """Takes the actions of some walks with certainty, and deletes everything else."""
 
     def __init__(self, walks: Sequence[Walk]) -> None:
         self.walks = walks
@@ -280,7 +280,7 @@ class Expert(Reread):
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.floats(0.1, 0.9), st.integers(0, 99))
 def test_noise_treats_rollouts_and_data_alike(actions: list[int], rate: float, seed: int) -> None:
-    """Parity check 5, with noise: a model that does what the data do comes through the same states."""
+    """Parity check 5, with noise: a model that acts as the data do passes through the same states."""
     walks = [Walk([prompt, 1], [*actions, EOS], [True] * (len(actions) + 1)) for prompt in range(3)]
     noise = Wrong(rate, V, BACK, EOS)
     noisy = [noise.insert(walk, np.random.default_rng([seed, row])) for row, walk in enumerate(walks)]

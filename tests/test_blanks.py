@@ -108,8 +108,8 @@ class Fixed(nn.Module):
 
 @pytest.mark.parametrize("sampler", ["confidence", "first-hitting", "ancestral", "cached"])
 def test_answers_are_restricted(sampler: str) -> None:
-    """An order-0 model says the most frequent unknown letter, and draws from the unknown ones alone, each place from
-    its own set."""
+    """An order-0 model predicts the most frequent unknown letter, and samples unknown letters only, each place from its
+    own set."""
     model: Any = Fixed(torch.tensor([5.0, 1.0, 4.0, 2.0, 0.0], dtype=torch.float64))  # the last is the mask, id 4
     row, allowed = [4, 0, 4, 4, 2, 4], torch.tensor([False, True, False, True])
     for temperature, possible in ((0.0, {3}), (1.0, {1, 3})):
@@ -214,8 +214,8 @@ def test_clusters_equal_pairwise_single_linkage(kind: str, k: int, share: float,
 
 @pytest.mark.parametrize("kind", ["protein", "dna", "text"])
 def test_cluster_splits_keep_relatives_together(kind: str) -> None:
-    """Mutants of some ancestors: at random their families fall on both sides, by cluster on one; again and again on the
-    same, in whatever order the records come."""
+    """Mutants of some ancestors: a random split has families on both sides, a split by cluster has not, and does not
+    depend on the order of the records."""
     draw = np.random.default_rng(0)
     letters = {"protein": RESIDUES[:20], "dna": "ACGT", "text": "abcdefghijklmnopqrstuvwxyz "}[kind]
     ancestors = draw.integers(0, len(letters), (40, 120))
@@ -261,7 +261,7 @@ def alleles(letters: str, families: int, seed: int = 0) -> list[str]:
     ("protein", RESIDUES[:20], "KCYM", "attention"), ("text", "abcdefgh", "aeh", "lstm"),
     ("dna", "ACGT", "G", "gru")])
 def test_fit_fill_evaluate_update(kind: str, letters: str, known: str, mixer: str, tmp_path: Path) -> None:
-    """The verbs on a model of what stands between known letters; saved, loaded and learning on."""
+    """All verbs on a model that fills between known letters, saved, loaded and updated."""
     objects = alleles(letters, 3)
     data = of(objects, kind=kind)
     options: dict[str, Any] = {"width": 32, "depth": 1, "context": 32, "rows": 16, "threads": 1, "patience": 0,
@@ -303,7 +303,7 @@ def test_known_letters_need_a_masked_objective() -> None:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone_learns_from_blanks(backbone: str) -> None:
-    """Any backbone learns what stands between letters that can be read."""
+    """The letters between known ones can be inferred."""
     codec = LetterCodec("abcdefgh")
     rows = np.stack([codec.encode(allele) for allele in alleles("abcdefgh", 3)])
     known = codec.encode("ae").tolist()

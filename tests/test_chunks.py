@@ -196,7 +196,7 @@ def test_not_a_number_stays_in_its_row(name: str) -> None:
 
 @pytest.mark.parametrize("actual", [False, True])
 def test_threads_cover_all_parts_once(actual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On those of torch and on our own."""
+    """With torch's threads and with our own."""
     if actual:
         monkeypatch.setattr(threads, "_team", lambda: None)
     before, covered = torch.get_num_threads(), list[int]()

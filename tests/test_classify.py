@@ -399,13 +399,13 @@ def test_the_loss_scale_does_not_change_predictions() -> None:
     assert strategy.factor(500) == pytest.approx(0.5625)
     assert strategy.factor(125) == pytest.approx((1.8 - 0.5625) * 0.5 * (1 - math.cos(2 * math.pi / 4)) + 0.5625)
     batch, weights = rows_of(3, 4), {}
-    for name, each in (("half", LossScale(0.5, 0.5)), ("whole", None)):
+    for name, scale in (("half", LossScale(0.5, 0.5)), ("whole", None)):
         model = Classifier(backbone(), CosineHead(8, 3, 1.0))
         torch.manual_seed(1)
         start = model.head.weight.data.uniform_(-0.5, 0.5).clone()  # type: ignore[union-attr]
         rate = 0.2 if name == "half" else 0.1
         run = learn(model, lambda step: batch, 1, sgd=True, rate=rate, state_rate=rate, warmup=0.0, cooldown=0.0,
-                    clip=0.0, strategy=each, objective=ProxyReplay())
+                    clip=0.0, strategy=scale, objective=ProxyReplay())
         weights[name] = (model.head.weight.data - start, run.curve[-1]["loss"])  # type: ignore[union-attr]
     torch.testing.assert_close(weights["half"][0], weights["whole"][0])  # half the loss at twice the rate
     assert weights["half"][1] == pytest.approx(weights["whole"][1])  # what is reported is not scaled

@@ -69,7 +69,7 @@ def test_json_of_a_schema() -> None:
 
 
 def test_a_callback_sees_the_path_of_each_node() -> None:
-    """No token twice: a valid tour, whatever the decoder."""
+    """No token twice: every decoder returns a valid tour."""
     model = TableModel(6, 1)
     tour = LegalNext(lambda tokens: set(range(6)) - set(tokens))
     for options in DECODERS:

@@ -193,7 +193,8 @@ def test_bits_of_documents() -> None:
 
 
 def sentences(count: int, seed: int) -> list[np.ndarray]:
-    """Documents of words from a small lexicon, each with favourites of its own: corpus and own past both help."""
+    """Documents of words from a small lexicon, each with its own favourites: both the corpus and the document's past
+    are informative."""
     rng = np.random.default_rng(seed)
     lexicon = [np.random.default_rng(i).integers(0, 12, 2 + i % 4) for i in range(40)]
     result = []
@@ -243,8 +244,8 @@ def test_the_fitted_trust_cost_equals_the_scored_cost(blend: BlendedCounts) -> N
 
 
 def test_trust_by_folds_beats_a_part_set_aside_on_few_data() -> None:
-    """Each document is counted and each taught trust: better than a part set aside, whose few positions teach nothing
-    certain, and no worse than the classical estimate."""
+    """Each document is counted and also used to fit trust: better than a part set aside, and no worse than the
+    classical estimate."""
     train, test = sentences(24, 0)[:8], sentences(30, 1)
     size, by_part = sum(map(len, test)), BlendedCounts(12, window=64)
     rest, last = split_held_out(train)

@@ -13,17 +13,8 @@ from hypothesis import strategies as st
 
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
-from segue.papers import claim
-from segue.papers.base import Row
 from segue.papers.cycle_prompt import (
-    ALONE,
     CODEC,
-    CONSISTENT,
-    CYCLE,
-    LIKELY,
-    PLAIN,
-    SHUFFLED,
-    TOLD_APART,
     check_programs,
     difference,
     make_cycle,
@@ -54,7 +45,7 @@ def letters(target: str, back: str) -> Difference:
 
 
 def scripted(f: Scripted, **options: Any) -> CycleProgram[str, str]:
-    """A cycle over a text model whose prompt is the input and all hints so far; g says what is there."""
+    """A cycle over a text model whose prompt is the input and all hints so far; g describes the answer."""
     def forward(inputs: Sequence[str], state: Sequence[Cycled[str, str]]) -> list[str]:
         return [reply.text for reply in f.write([" | ".join([x, *cycle_state.hints()])
                                                  for x, cycle_state in zip(inputs, state)])]
@@ -165,18 +156,3 @@ def test_every_mixer_runs_the_cycle(mixer: str) -> None:
     for skill in skills().values():
         prompt, answer = skill(Random(1))
         assert CODEC.unk not in CODEC.encode([*prompt, *answer]).tolist()
-
-
-def shares(baseline: float, cycle: float, shuffled: float, likely: float, low_noise: float, high_noise: float,
-           harm: float = 0.01) -> list[Row]:
-    values = {PLAIN: baseline, CYCLE: cycle, SHUFFLED: shuffled, ALONE: baseline, TOLD_APART: baseline, CONSISTENT: 0.9,
-              LIKELY: likely, "cycle, 20% noise": low_noise, "cycle, 50% noise": high_noise}
-    return [{"arm": arm, "pass@1": value, "right to wrong": harm} for arm, value in values.items()]
-
-
-@pytest.mark.parametrize(("values", "verdict"), [
-    ((0.7, 0.8, 0.6, 0.75, 0.78, 0.72), "confirmed"), ((0.7, 0.8, 0.8, 0.75, 0.78, 0.72), "refuted"),
-    ((0.7, 0.8, 0.6, 0.84, 0.78, 0.72), "refuted"), ((0.7, 0.74, 0.6, 0.75, 0.73, 0.72), "inconclusive"),
-    ((0.7, 0.8, 0.6, 0.75, 0.78, 0.72, 0.03), "inconclusive"), ((0.7, 0.8, 0.6, 0.75, 0.7, 0.72), "inconclusive")])
-def test_the_rule_of_cycle_prompt(values: tuple[float, ...], verdict: str) -> None:
-    assert claim("cycle-prompt").judge(shares(*values))[0] == verdict

@@ -231,7 +231,7 @@ def test_an_endless_stream_has_constant_memory(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gru", "mamba", "gla"])
 def test_a_hundred_thousand_tokens_have_constant_memory(name: str) -> None:
-    """A recurrent stack with a trie and a repetition penalty, streamed: the last half allocates nothing that stays."""
+    """A recurrent stack with a trie and a repetition penalty, streamed: the last half keeps no new allocation."""
     pieces = stream(stack(name, dtype=torch.float32), [[1]], None, "sample", TrieDraft(nodes=8, branch=4), seed=1,
                     repetition_penalty=1.05)
     tracemalloc.start()
@@ -360,16 +360,16 @@ def test_trie_counts_equal_brute_force(tokens: list[int], depth: int) -> None:
 @settings(max_examples=30, deadline=None)
 @given(tokens=st.lists(st.integers(0, 3), min_size=1, max_size=80), cuts=st.lists(st.integers(1, 9), max_size=20))
 def test_trie_counts_of_streamed_answers_equal_whole_ones(tokens: list[int], cuts: list[int]) -> None:
-    streamed, whole = TrieDraft(branch=3), TrieDraft(branch=3)
+    streamed, unstreamed = TrieDraft(branch=3), TrieDraft(branch=3)
     start = 0
     for cut in [*cuts, len(tokens)]:
         streamed.observe(0, tokens[start : start + cut])
         start += cut
     streamed.forget(0)
-    whole.warm([tokens])
+    unstreamed.warm([tokens])
     for n in range(1, 6):
         for i in range(len(tokens) - n + 1):
-            assert streamed.answers.count(tokens[i : i + n]) == whole.answers.count(tokens[i : i + n])
+            assert streamed.answers.count(tokens[i : i + n]) == unstreamed.answers.count(tokens[i : i + n])
 
 
 @settings(max_examples=25, deadline=None)
@@ -428,7 +428,7 @@ def test_trie_modes_sources_and_stop_words() -> None:
 
 def test_walk_accepts_the_longest_matching_branch() -> None:
     class Script:
-        """Says 1, 2, 3, 4 ... wherever it stands."""
+        """Predicts 1, 2, 3, 4 ... whatever the input."""
 
         def __init__(self) -> None:
             self.said: list[int] = []
@@ -448,7 +448,7 @@ def test_walk_accepts_the_longest_matching_branch() -> None:
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), mode=st.sampled_from(["hier", "par", "one"]))
 def test_tree_mask_is_the_closure_of_the_parents(seed: int, mode: str) -> None:
-    """A drafted node sees itself, its ancestors and the confirmed token, at the position that its depth says."""
+    """A drafted node sees itself, its ancestors and the confirmed token, at the position of its depth."""
     drafter = TrieDraft(mode=mode, branch=4)  # type: ignore[arg-type]
     drafter.observe(0, np.random.default_rng(seed).integers(0, 3, 40).tolist(), prompt=True)
     tree = drafter.propose([Tip(0, 20, 4)])[0]
@@ -457,7 +457,7 @@ def test_tree_mask_is_the_closure_of_the_parents(seed: int, mode: str) -> None:
     mask = np.zeros((len(tree) + 1, len(tree) + 1), bool)
     mask[0, 0] = True
     for node in range(len(tree)):
-        mask[node + 1, [0, *[seen + 1 for seen in tree.path(node)]]] = True
+        mask[node + 1, [0, *[ancestor + 1 for ancestor in tree.path(node)]]] = True
     assert (layout.follows[0].numpy() == mask).all()
     assert layout.positions[0].tolist() == [17, *[17 + depth for depth in tree.node_depths()]]
 
@@ -514,12 +514,12 @@ def test_drafts_save_passes_on_repetitive_text() -> None:
 # Cost model
 
 
-def run_cost(cost: Cost, passes: int, plain: float, per_node: float, won: float) -> Counter[int]:
+def run_cost(cost: Cost, passes: int, base_seconds: float, per_node: float, won: float) -> Counter[int]:
     used: Counter[int] = Counter()
     for _ in range(passes):
         size = cost.budget()
         used[size] += 1
-        cost.record(1 + size, 1 + won * (size / 64) ** 0.5, 1e-5 if size else 0.0, plain * (1 + per_node * size))
+        cost.record(1 + size, 1 + won * (size / 64) ** 0.5, 1e-5 if size else 0.0, base_seconds * (1 + per_node * size))
     return used
 
 
@@ -539,7 +539,7 @@ def test_the_cost_model_finds_the_best_draft_size() -> None:
 
 
 def test_cost_model_trials_are_cheap_in_a_short_answer() -> None:
-    """Where drafts are dear and win nothing, a hundred tokens cost little more than without a cost model."""
+    """Where drafts are expensive and gain nothing, a hundred tokens cost little more than without a cost model."""
     cost, spent = Cost(), 0.0
     for _ in range(100):
         size = cost.budget()
@@ -776,7 +776,7 @@ class Hoarder(PromptLookup):
 
 
 class Keeper(PromptLookup):
-    """Lets no request go, though it says nothing of it."""
+    """Declares that it releases requests, and keeps them."""
 
     def forget(self, row: int) -> None:
         self.ended = [*getattr(self, "ended", []), self._texts.pop(row, None)]

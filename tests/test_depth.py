@@ -54,8 +54,8 @@ def schedules(draw: Any, layers: int) -> DepthSchedule:
 
 
 def by_loops(model: Stack, schedule: DepthSchedule, tokens: Tensor, prompt: int) -> Tensor:
-    """(T,) -> logits (T, V): the prompt at once, then position by position, layer by layer; a layer's own memory of its
-    own mixer moves only where it runs."""
+    """(T,) -> logits (T, V): the prompt at once, then position by position, layer by layer; a layer's state advances
+    only where the layer runs."""
     states, outputs = [block.mixer.init_state(1) for block in model.blocks], []
     for state in states:
         state.prompt = torch.tensor([prompt])
@@ -92,7 +92,7 @@ def test_depths_that_grow_are_refused(depths: list[int]) -> None:
 
 @given(st.data(), st.integers(1, 9))
 def test_active_layers_are_nested(data: Any, layers: int) -> None:
-    """The active sets are nested, of the size they should have, and the spans say the same."""
+    """The active sets are nested and have the scheduled sizes, and the spans agree."""
     schedule = data.draw(schedules(layers))
     spans, before = schedule.spans(layers), set(schedule.active(schedule.prompt or layers, layers))
     assert before == {layer for layer, span in enumerate(spans) if span >= 0}
@@ -147,7 +147,7 @@ def test_full_depth_equals_the_stack_bit_for_bit(pattern: str) -> None:
 @settings(max_examples=6, deadline=None, phases=[Phase.generate])
 @given(data=st.data())
 def test_training_and_decoding_equal_loops(pattern: str, data: Any) -> None:
-    """Uneven prompts in one batch: the parallel form, and steps behind a ragged prefill in pieces."""
+    """Prompts of different lengths in one batch: the parallel form, and steps after a prefill in pieces."""
     model = stack(pattern)
     schedule = data.draw(schedules(len(model.blocks)))
     scheduled = Scheduled(model, schedule)
@@ -171,7 +171,7 @@ def test_training_and_decoding_equal_loops(pattern: str, data: Any) -> None:
 
 
 class Told(Scheduled):
-    """Every row has a prompt of three tokens, whoever asks."""
+    """Every row has a prompt of three tokens."""
 
     def init_state(self, batch: int, history: int = 0) -> Any:
         state = super().init_state(batch, history)
@@ -263,7 +263,7 @@ def test_a_batch_decodes_like_its_rows(pattern: str, draft: str | None) -> None:
 
 @pytest.mark.parametrize("decoder", ["greedy", "beam", "diverse-beam", "contrastive", "exact", "tree"])
 def test_every_decoder_follows_the_schedule(decoder: str) -> None:
-    """What it says is as likely as the training form finds it."""
+    """The log-probabilities of its answers equal those of the training form."""
     unscheduled = stack("mamba+attention+gru+gla")
     model = Scheduled(unscheduled, DepthSchedule((4, 2, 1)))
     options = {"budget": 60} if decoder in ("exact", "tree") else {}
@@ -328,7 +328,7 @@ def test_models_that_cannot_self_draft_are_refused() -> None:
 
 
 def test_fine_tuning_under_a_schedule_improves_the_shallow_model() -> None:
-    """It moves the stack's own weights, and the shallow model learns what the deep one knew."""
+    """It changes the stack's own weights, and the shallow model approaches the deep one."""
     def batches(step: int) -> Batch:
         first = torch.randint(VOCABULARY, (8, 1), generator=torch.Generator().manual_seed(step))
         tokens = (first + torch.arange(13)) % VOCABULARY
@@ -351,7 +351,7 @@ def test_fine_tuning_under_a_schedule_improves_the_shallow_model() -> None:
 
 
 def test_compiled_and_mixed_models_draft_by_depth() -> None:
-    """Whatever stands around the stack: the compiled engine, or a mixture with counts."""
+    """The stack within the compiled engine, and within a mixture with counts."""
     inner = Stack(StackConfig(11, 16, ["attention"] * 2))
     for model in (inner, compile_model(inner), accelerate(inner), SimpleNamespace(network=compile_model(inner))):
         draft = depth_draft(model)  # type: ignore[arg-type]
@@ -362,7 +362,7 @@ def test_compiled_and_mixed_models_draft_by_depth() -> None:
 
 
 def test_a_fitted_model_is_continued_with_fewer_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all layers as ever, with and without counts; with fewer as the schedule says it."""
+    """With all layers unchanged, with and without counts; with fewer by the schedule."""
     texts, prime = [[(i * j) % 7 for j in range(60)] for i in range(40)], [3, 6, 2]
     monkeypatch.setattr(mixed, "LEAST_ELEMENTS", 1000)
     for mix in (True, False):

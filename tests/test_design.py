@@ -61,7 +61,7 @@ BACKBONES = {"attention": {"heads": 2}, "mamba": {"states": 4}, "lstm": {}}
 
 def stack(backbone: str = "attention", vocabulary: int = V + 1, width: int = 16, seed: int = 0, loud: float = 8.0,
           two: bool = True) -> Stack:
-    """A model in float64 that says something, though it has not learned."""
+    """An untrained model in float64 with scores far from uniform."""
     torch.manual_seed(seed)
     config = StackConfig(vocabulary, width, [backbone] * 2, {backbone: BACKBONES[backbone]})
     model = Stack(both_ways(config) if two else config).double().eval()
@@ -218,8 +218,8 @@ def law_of(model: nn.Module) -> Tensor:
 
 
 def test_fine_tuning_reaches_the_tilted_law() -> None:
-    """A model that had nothing to say learns p(x) exp(r(x) / strength) / Z of a small world; with a dear strength it
-    stays what it was."""
+    """From a uniform model to p(x) exp(r(x) / strength) / Z of a small world; with a large strength the model stays
+    unchanged."""
     torch.manual_seed(0)
     strength, old = 0.1, Flat(V + 1, L, [32]).double()
     law = law_of(old)
@@ -280,7 +280,8 @@ def test_guidance_alone_raises_the_score_and_known_elements_stay() -> None:
 
 @pytest.mark.parametrize("backbone", ("attention", "lstm"))
 def test_classifier_free_guidance_weighs_the_label(backbone: str) -> None:
-    """The first element says what is wanted, 0 nothing: each mask has told^w untold^(1 - w), and the rest stays."""
+    """The first element is the condition, 0 for none: each mask has conditional^w unconditional^(1 - w), the rest is
+    unchanged."""
     predict = Denoiser(stack(backbone, loud=3.0).double(), PROCESS)
     x, t = torch.tensor([[1, V, V], [2, V, 1]]), torch.ones(2, dtype=torch.float64)
     labels = torch.tensor([True, False, False])
@@ -370,8 +371,8 @@ def test_encoder_features_of_rows_equal_those_of_ids(backbone: str) -> None:
     lengths = torch.tensor([4, 2])
     results = encoder(F.one_hot(ids, 3).float(), lengths)
     for row, length, features in zip(ids, lengths.tolist(), results):
-        known = torch.tensor([[8, *(letters[i] for i in row[:length])]])
-        torch.testing.assert_close(model(known).hidden[0, 1:].mean(0), features, atol=1e-5, rtol=1e-5)
+        letter_ids = torch.tensor([[8, *(letters[i] for i in row[:length])]])
+        torch.testing.assert_close(model(letter_ids).hidden[0, 1:].mean(0), features, atol=1e-5, rtol=1e-5)
     rows = F.one_hot(ids, 3).float().requires_grad_()
     slope, = torch.autograd.grad(encoder(rows, lengths).sum(), rows)
     assert float(slope[1, 2:].abs().max()) == 0 < float(slope[1, :2].abs().max())

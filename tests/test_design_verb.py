@@ -27,7 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {"attention": {"heads": 2}, "mamba": {"stat
 
 
 def model(kind: str = "dna", mixer: str = "mamba", diffusion: bool = False, width: int = 16) -> Fitted:
-    """One that has learned nothing yet."""
+    """An untrained model."""
     torch.manual_seed(0)
     codec = LetterCodec(NUCLEOTIDES if kind == "dna" else RESIDUES)
     config = StackConfig(codec.size + diffusion, width, [mixer] * 2, {mixer: OPTIONS[mixer]})

@@ -60,14 +60,14 @@ BACKBONES = {"attention": {"heads": 2}, "mamba": {"states": 4}, "lstm": {}, "hyd
 
 
 def sample_batch(rows: int, seed: int = 0) -> Batch:
-    """Sequences of the joint distribution, all asked for."""
+    """Sequences of the joint distribution, all elements targets."""
     which = torch.multinomial(JOINT, rows, True, generator=torch.Generator().manual_seed(seed))
     return Batch(EVERY[which], EVERY[which])
 
 
 class Exact(nn.Module):
-    """What each element was, by Bayes' rule over all sequences. Of the uniform process at the time that its last ids
-    tell (the knots 0 and 1)."""
+    """The posterior of each clean element, by Bayes' rule over all sequences. Of the uniform process at the time that
+    the last ids encode (the knots 0 and 1)."""
 
     def __init__(self, process: Process) -> None:
         super().__init__()
@@ -150,8 +150,8 @@ def test_noise_has_its_rate() -> None:
 
 
 def test_subs_parameterisation_copies_known_elements() -> None:
-    """Known elements are copied, a mask is never said, gradients reach the masked ones alone; soft rows count as their
-    likeliest id."""
+    """Known elements are copied, masks have no probability, only masked elements get gradients; soft rows count as
+    their likeliest id."""
     logits, x = torch.randn(2, 5, V + 1, dtype=torch.float64, requires_grad=True), torch.tensor([[0, V, 2, V, 1]] * 2)
     before = logits.detach().clone()
     result = subs_log_probabilities(logits, x, V)
@@ -359,7 +359,7 @@ def test_a_trained_model_fills_gaps_and_continues(backbone: str) -> None:
 
 
 def test_a_time_conditioned_model_learns_uniform_noise() -> None:
-    """Uniform noise, with knots of time behind the elements: the model learns, and what it draws is all elements."""
+    """Uniform noise, with knots of time after the elements: the model learns, and samples contain elements only."""
     process = UniformProcess(7)
     model = stack(vocabulary=7 + 4, width=32, depth=1)
     learn(model, lambda step: counting(32, step), 100, rate=0.02, objective=ScoreEntropy(process), muon=True)
@@ -420,7 +420,7 @@ def test_gumbel_draws_follow_the_distribution() -> None:
 
 
 def test_float32_gumbel_draws_miss_rare_elements() -> None:
-    """No waiting time is below 2^-24, so that what is rarer comes too seldom."""
+    """No float32 waiting time is below 2^-24, so rarer elements are drawn too seldom."""
     generator = torch.Generator().manual_seed(0)
     shortest = {dtype: float(exponential_noise(torch.zeros(1 << 22), generator, dtype).min().exp())
                 for dtype in (torch.float32, torch.float64)}

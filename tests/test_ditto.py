@@ -73,15 +73,16 @@ def test_a_sentence_is_repeated_with_the_one_before_it(text: list[int], seed: in
     ends = [i for i, token in enumerate(text) if token == END]
     choices = [(text[a + 1 : b], text[b:c]) for a, b in zip(ends, ends[1:]) for c in ends
                if c > b and text[b:c].count(END) <= together]
-    choices = [(before, said) for before, said in choices if len(said) > 1 and len(before) + 2 * len(said) <= len(text)]
+    choices = [(before, repeated_part) for before, repeated_part in choices
+               if len(repeated_part) > 1 and len(before) + 2 * len(repeated_part) <= len(text)]
     if result is None:
         assert not choices
         return
-    said = row[result.places].tolist()
-    assert len(said) == len(text) + 1
-    assert said in [(before + sentence * len(text))[: len(text) + 1] for before, sentence in choices]
-    assert said[result.begin : -result.period] == said[result.begin + result.period :]
-    assert 1 <= said[result.begin : result.begin + result.period].count(END) <= together
+    repeated_part = row[result.places].tolist()
+    assert len(repeated_part) == len(text) + 1
+    assert repeated_part in [(before + sentence * len(text))[: len(text) + 1] for before, sentence in choices]
+    assert repeated_part[result.begin : -result.period] == repeated_part[result.begin + result.period :]
+    assert 1 <= repeated_part[result.begin : result.begin + result.period].count(END) <= together
 
 
 def test_repeated_batches_depend_on_the_step() -> None:
@@ -97,7 +98,7 @@ def test_repeated_batches_depend_on_the_step() -> None:
 
 
 def test_gradients() -> None:
-    """Parity check 2: they are those of the function, and none goes to the earlier probability."""
+    """Parity check 2: they equal those of the function, and the earlier probability gets none."""
     torch.manual_seed(0)
     chance = torch.rand(2, 9, dtype=torch.float64, requires_grad=True)
     period = torch.tensor([[0] * 4 + [3] * 5, [0] * 9])
@@ -160,7 +161,7 @@ def test_the_contract(excess: bool, seed: int) -> None:
 
 
 class Counted(NextElement):
-    """Notes the steps at which it is asked."""
+    """Records the steps at which it is called."""
 
     def __init__(self, run: list[Run]) -> None:
         self.run, self.steps = run, list[int]()

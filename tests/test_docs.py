@@ -51,7 +51,7 @@ def test_contributing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link to a part of the page may say behind its #."""
+    """The anchors of a page, as links have them after #."""
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
             for heading in re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)}
 

@@ -57,7 +57,7 @@ def prompts(seed: int = 0) -> list[list[int]]:
 
 
 def naive_draft(model: Stack, heads: DraftHeads, text: list[int], paths: Any) -> list[int]:
-    """The tokens of a tree behind `text`, every path from the beginning and alone."""
+    """The tokens of a tree after `text`, each path computed alone from the beginning."""
     with torch.no_grad():
         hidden = model(torch.tensor([text])).hidden[:, :-1]  # the last token has not been read when a draft is made
         condition = heads.condition(hidden)[0, -1]
@@ -91,7 +91,7 @@ class Watched(HeadsDraft):
 
 
 class Moody(Cost):
-    """Another draft size every pass, nothing included."""
+    """Another draft size every pass, zero included."""
 
     def budget(self) -> int:
         return (8, 0, 3, 1, 0, 0, 5)[self.passes % 7]
@@ -324,7 +324,8 @@ def test_a_tree_holds_the_likeliest_paths() -> None:
 
 
 def test_trained_heads_draft_the_bases_own_text() -> None:
-    """On the base's own text each sort of heads gets better at it, the base stays, and a counted tree saves passes."""
+    """On the base's own text heads of each sort improve, the base stays unchanged, and a tree by counts saves
+    passes."""
     model = base("gru", torch.float32, seed=3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     starts = [[i, j] for i in range(VOCABULARY) for j in (1, 2, 3)]

@@ -647,7 +647,7 @@ def test_products_of_bytes_are_exact(blocks: Any, name: str, rows: int, panels: 
 
 
 def prompted_pair(name: str, lengths: list[int], history: int = 0) -> tuple[Stack, CompiledModel, Any, Any]:
-    """Both forms, and states that hold these prompts, drawn, of which they have been told where they end."""
+    """Both forms, and their states after random prompts of these lengths, with the ends of the prompts given."""
     stack = build(**PROMPTED[name])
     for parameter in stack.parameters():
         if parameter.dim() == 1:

@@ -87,7 +87,7 @@ def test_euler_steps_end_in_the_mean_and_covariance_of_the_data() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.3, 5), st.integers(1, 20))
 def test_euler_steps_equal_a_scheduler_by_hand(shift: float, steps: int) -> None:
-    """Signs as elsewhere: the model says noise - data, and each step adds (next sigma - sigma) times that."""
+    """With the usual signs: the model predicts noise - data, and each step adds (next sigma - sigma) times that."""
     sigmas = [1 - i / steps for i in range(steps)]
     sigmas = [shift * s / (1 + (shift - 1) * s) for s in sigmas] + [0.0]
     x = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -174,7 +174,7 @@ def test_guidance_extrapolates_from_the_unconditional_field() -> None:
 
 
 def test_an_even_field_leaves_unit_deviation_to_its_network() -> None:
-    """Of numbers that are noise themselves nothing is left; of others, what has deviation one at every time."""
+    """For data that are noise the residual is zero; for other data it has unit deviation at every time."""
     inner, generator = field("gru"), torch.Generator().manual_seed(0)
     clean, noise = torch.randn(2, 4000, 1, 2, generator=generator)
     noisy = torch.ones(4000, 1, dtype=torch.bool)
@@ -190,7 +190,7 @@ def test_an_even_field_leaves_unit_deviation_to_its_network() -> None:
 
 
 def circles(rows: int, length: int, seed: int) -> Tensor:
-    """Points that go round, a tenth of a turn a step: what comes next is known."""
+    """Points on circles, a tenth of a turn a step, so that continuations are known."""
     angle = 2 * math.pi * (torch.rand(rows, 1, generator=torch.Generator().manual_seed(seed)) +
                            torch.arange(length) / 10)
     return 1.4 * torch.stack([angle.cos(), angle.sin()], -1)
@@ -237,7 +237,7 @@ def test_a_rollout_equals_single_clips() -> None:
 
 @pytest.mark.parametrize(("space", "time"), [("s4nd", "gru"), ("hydra", "attention")])
 def test_one_frame_films_are_generated_by_class(space: str, time: str) -> None:
-    """Pictures of one brightness, told by its class."""
+    """Pictures of one brightness, conditioned on its class."""
     torch.manual_seed(0)
     options = {"s4nd": {"states": 4}, "hydra": {"states": 4}}[space]
     model = SpatioTemporalDiT(SpaceTimeConfig(1, 16, 1, space, time, options, {}, text=2, heads=2))
@@ -249,9 +249,9 @@ def test_one_frame_films_are_generated_by_class(space: str, time: str) -> None:
 
     learn(model, batch, 120, rate=1e-2, objective=FlowMatching(drop={"text": 0.2}), cooldown=0.5)
     classes = torch.tensor([[0], [1]] * 4)
-    made = euler(model, torch.zeros(8, 9, 1), torch.ones(8, 9, dtype=torch.bool),
-                 Layout.chain((8, 9), grid=(1, 3, 3)), {"text": classes}, steps=10)
-    assert bool((made.mean((1, 2)).sign() == 2 * classes[:, 0] - 1).all())
+    samples = euler(model, torch.zeros(8, 9, 1), torch.ones(8, 9, dtype=torch.bool),
+                    Layout.chain((8, 9), grid=(1, 3, 3)), {"text": classes}, steps=10)
+    assert bool((samples.mean((1, 2)).sign() == 2 * classes[:, 0] - 1).all())
 
 
 def test_flow_times_fall_from_one_to_zero() -> None:

@@ -131,7 +131,7 @@ def test_tsplib_cities_are_read() -> None:
 
 @pytest.mark.parametrize("name", GEOMETRY)
 def test_geometry_batches_have_valid_answers(name: str) -> None:
-    """Elements, the frame, and what was pointed at, which is asked for with the end."""
+    """Elements, the frame, and the answer with the end as targets."""
     batch, n = GEOMETRY[name].test(4, 6), 6
     repeated = GEOMETRY[name].test(4, 6)
     assert torch.equal(batch.tokens, repeated.tokens) and torch.equal(batch.targets, repeated.targets)

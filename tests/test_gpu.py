@@ -108,7 +108,7 @@ def test_model(name: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["attention*2", "gru+mamba", "gla+attention", "slstm+mlstm", "deltanet+mamba2"])
 def test_drafts_and_batches_change_no_token(pattern: str) -> None:
-    """Drafts and batches change nothing, in float64, where no rounding can turn an argmax."""
+    """In float64, where no rounding can change an argmax."""
     model = stack(pattern, options={}, width=32, hidden=48).double().to(DEVICE).eval()
     prompts = [[1, 2, 3, 4, 1, 2, 3], [5], [7, 8, 7, 8, 7, 8, 7]]
     expected = [generate(model, [prompt], 24)[0].tokens for prompt in prompts]
@@ -266,7 +266,7 @@ def test_prefer(model: Path) -> None:
 
 
 def kinds(folder: Path) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Data of several kinds, made up, and the options of their fits."""
+    """Synthetic data of several kinds, and the options of their fits."""
     draw = np.random.default_rng(0)
     (folder / "g.fasta").write_text("".join(f">s{i}\n{''.join(draw.choice(list('ACGT'), 200))}\n" for i in range(20)))
     rows = [f"u{i % 12},{draw.choice(WORDS)},{i * 60 + int(draw.integers(50))}" for i in range(400)]

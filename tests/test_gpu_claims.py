@@ -45,7 +45,7 @@ def test_cells_get_the_device() -> None:
 
 
 class Numbers(TorchDispatchMode):
-    """Made-up numbers where the code asks a tensor that has none."""
+    """Synthetic numbers where the code reads numbers from a tensor that has none."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -282,7 +282,7 @@ def test_heads_on_a_gpu_are_of_the_size_that_its_kernels_take() -> None:
 
 
 def test_the_page_shows_both_scales() -> None:
-    """A report of a GPU stands below that of a processor, in one row."""
+    """The report of a GPU stands below that of a CPU, in one row."""
     page = runpy.run_path(str(Path(__file__).resolve().parents[1] / "tools" / "papers.py"))["page"]
     reports = [{"slug": "s4", "scale": scale, "reason": f"as {scale} has it", "seconds": 60.0, "machine": "a machine",
                 "verdict": verdict} for scale, verdict in (("cpu", "confirmed"), ("gpu", "refuted"))]

@@ -98,7 +98,7 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor) -> 
 
 @pytest.fixture
 def loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everything goes to fla, whose kernels are loops."""
+    """All calls go to fla, whose kernels are replaced by loops."""
     monkeypatch.setattr(fla, "supports", lambda kernel, v, keys: v.shape[1] > 1)
     for module in (delta_module, ssd_module):
         monkeypatch.setattr(module, "runs_compiled", lambda *_: False)

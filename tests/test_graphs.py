@@ -241,8 +241,8 @@ def test_nodes_without_edges_equal_a_plain_stack() -> None:
 
 
 def test_a_recurrence_counts_colours_and_attention_cannot() -> None:
-    """The linear recurrence of the library, of width C and with nothing forgotten, counts C colours; attention that
-    looks both ways, without positions, says the same of graphs with the same shares of colours, and of any order."""
+    """The library's linear recurrence of width C without decay counts C colours; two-way attention without positions
+    gives the same output for graphs with the same shares of colours, in any order."""
     colours = torch.nn.functional.one_hot(torch.tensor([0, 2, 2, 1, 0, 2]), 3).float()
     assert linear_scan(torch.ones(1, 1, 3), colours[None], torch.zeros(1, 3))[0, -1].tolist() == [2, 1, 3]
     model = network("node", "attention+attention", local=0, positions=False)

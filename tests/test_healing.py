@@ -88,7 +88,7 @@ def test_tokens_without_extension_are_not_removed(bpe: BPECodec) -> None:
 
 
 def test_the_first_token_follows_the_models_conditional_distribution(bpe: BPECodec) -> None:
-    """The distribution is the model's own, given that the text goes on as the prime did."""
+    """The model's own distribution, conditioned on the text of the prime."""
     model = wild(bpe.size)
     prompt = spelling_of(bpe).open([bpe.eos, *bpe.encode("the ba").tolist()], 1)
     assert prompt is not None and prompt.removed_text == b" ba"
@@ -137,7 +137,7 @@ def test_drafts_change_no_token(bpe: BPECodec) -> None:
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 99), cut=st.integers(1, len(WORDS) - 1))
 def test_streams_and_stops_exclude_healed_text(bpe: BPECodec, seed: int, cut: int) -> None:
-    """A stop that stands in what is said again ends nothing; the pieces of a stream add up to the answer."""
+    """A stop within the healed text ends nothing; the pieces of a stream add up to the answer."""
     model = wild(bpe.size)
     prime = WORDS[:cut].encode()
     [unstopped] = continue_objects(model, bpe, [prime], 20, "sample", seed=seed)
@@ -169,7 +169,7 @@ def test_bare_prompts_and_foreign_tokens_are_not_healed(bpe: BPECodec) -> None:
 
 
 def test_healing_continues_learned_text_inside_words(bpe: BPECodec) -> None:
-    """A model that knows its text by heart goes on right wherever the prime is cut; without healing it does not."""
+    """A model that has memorised its text continues it wherever the prime is cut; without healing it does not."""
     from segue.training.batches import Batch
     from segue.training.learn import learn
 

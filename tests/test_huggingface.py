@@ -458,7 +458,7 @@ def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
 
 
 def test_verbs_of_a_folder(tmp_path: Path) -> None:
-    """Evaluate both; save and update what is native, and say why not of what is not."""
+    """Both evaluate; native models save and update, others refuse with the reason."""
     test_file = tmp_path / "held.txt"
     test_file.write_text(TEXT[1])
     classes = tmp_path / "classes.csv"

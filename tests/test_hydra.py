@@ -26,7 +26,8 @@ def shaken(mixer: Mixer) -> Mixer:
 
 
 def hydra_by_loops(mixer: Hydra, x: Tensor) -> Tensor:
-    """Row x (T, D): each way's state node by node, each node's own weight, the joined ways normed and gated."""
+    """Row x (T, D): the state of each direction node by node, each node's own weight, the joined directions normed and
+    gated."""
     heads, n = mixer.heads, len(x)
     gate, mixed, dt = mixer.into(x).split(mixer.widths, -1)
     kernel, convolved = mixer.convolution.weight, torch.zeros_like(mixed)
@@ -180,7 +181,7 @@ def test_unsupported_uses_of_a_class_are_refused() -> None:
 
 @pytest.mark.parametrize("pattern", ["hydra+attention", "gru+hydra+matrix"])
 def test_hydra_in_mixed_stacks_learns_to_look_ahead(pattern: str) -> None:
-    """A tagger whose answer stands later in the sequence: what comes last must be named at every place."""
+    """A tagger whose target at every place is the last element of the sequence."""
     torch.manual_seed(0)
     options = {"hydra": {"heads": 2, "states": 4}, "matrix": {"heads": 2}, "attention": {"heads": 2, "causal": False}}
     names = pattern.split("+")

@@ -111,7 +111,7 @@ def test_growth_leaves_generated_weights_unchanged(units: int) -> None:
 
 
 def batch(seed: int, task: int, kind: str = "vectors", rows: int = 60) -> Batch:
-    """Two classes, told apart by another feature in each task; or the next element by another shift."""
+    """Two classes, separated by another feature in each task; or the next element by another shift."""
     generator = torch.Generator().manual_seed(seed)
     if kind == "vectors":
         x = torch.randn(rows, 1, 3, generator=generator)

@@ -21,7 +21,6 @@ from segue.models.adapters import InitialState, LoRA, load_adapter
 from segue.models.compiled import compile_model
 from segue.models.windows import WindowRecurrence
 from segue.objectives import Batch
-from segue.papers import claim
 from segue.testing import check_strategy
 from segue.training.checkpoint import weights_of
 from segue.training.learn import learn
@@ -360,25 +359,3 @@ def test_every_mixer_declares_whether_its_state_is_learnable() -> None:
         elif model.blocks[0].mixer.causal and not model.blocks[0].mixer.constant_state:
             with pytest.raises(SegueError, match="no layer"):
                 InitialState().attach(model)
-
-
-# -- the claim
-
-def lina(state: float, prompt: float = 1.95, fine: float = 1.5, late_bits: float = 0.1, weights_kept: bool = True,
-         share: float = 0.001) -> list[dict[str, object]]:
-    def row(arm: str, bits: float, **fields: object) -> dict[str, object]:
-        return {"arm": arm, "tunes": 20, "bits": bits, "old styles": 1.5, "share": share, "weights kept": weights_kept,
-                "by place": [2.0] * 8, **fields}
-
-    gained = [2.0 - 0.2] * 4 + [2.0 - late_bits] * 4
-    return [row("none", 2.0), row("prompt", prompt), row("state of rank 1", state, **{"by place": gained}),
-            row("state of full rank", 1.7), row("LoRA of rank 4", 1.6), row("fine-tuning", fine),
-            {"arm": "state of rank 1", "tunes": 5, "bits": 9.9}]
-
-
-@pytest.mark.parametrize("verdict, table", [
-    ("confirmed", lina(1.75)), ("inconclusive", lina(1.9)), ("inconclusive", lina(1.75, share=0.01)),
-    ("refuted", lina(1.96)), ("refuted", lina(1.75, late_bits=0.01)), ("refuted", lina(1.75, weights_kept=False))])
-def test_the_verdict_follows_its_rule(verdict: str, table: list[dict[str, object]]) -> None:
-    results, reason = claim("lina-speech").judge(table)
-    assert results == verdict and "jigs" in reason

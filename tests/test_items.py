@@ -317,7 +317,8 @@ def test_the_item_index_is_frozen_and_can_be_rebuilt() -> None:
 
 @pytest.mark.parametrize("mixer", BACKBONES)
 def test_two_stages_learn_what_comes_next(mixer: str) -> None:
-    """After a thing comes another of its colour: told by text, and so for items that were never histories' ends."""
+    """Each item is followed by another of its colour: predictable from text, also for items that never ended a
+    history."""
     model, index = stack(mixer), ItemIndex([read([i]) for i in range(12)], temperature=0.1)
 
     def batches(step: int) -> Batch:

@@ -128,7 +128,7 @@ PROMPTS = [[1, 5, 2, 7, 7, 3, 8], [4, 6], [2, 2, 8, 1, 3], [4, 6]]
 
 @torch.no_grad()
 def scores(model: Stack, prompt: list[int], answer: list[int]) -> Tensor:
-    """(n, V) log-probabilities of each token of an answer, in one pass that is told what the prompt is."""
+    """(n, V) log-probabilities of each token of an answer, in one pass with the prompt marked."""
     tokens = torch.tensor([prompt + answer])
     layout = Layout.chain((1, tokens.shape[1]), prompt=torch.arange(tokens.shape[1])[None] < len(prompt))
     return model(tokens, layout).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
@@ -201,7 +201,7 @@ def test_the_intersection_task_has_one_answer() -> None:
 
 @pytest.mark.parametrize("mixers", [["jrt", "gru"], ["mamba", "palm"]])
 def test_the_prompt_loss_and_the_continuation_loss(mixers: list[str]) -> None:
-    """Against each place by itself: in the prompt what its last element was, behind it what comes next."""
+    """Against each place by itself: in the prompt its masked last element, after it the next element."""
     torch.manual_seed(0)
     options = {"jrt": {"heads": 2, "key_width": 2}, "palm": {"heads": 2}, "mamba": {"states": 2}}
     model = Stack(StackConfig(7, 8, mixers, {name: options[name] for name in mixers if name in options})).double()

@@ -154,8 +154,8 @@ def test_selective_scan_accepts_views_and_long_steps() -> None:
     dt = dt * torch.where(torch.rand(dt.shape) < 0.05, 1e4, 1.0)
     views = [torch.cat([x, x], -1)[..., : x.shape[-1]] for x in (u, dt)]
     both = torch.cat([B, C], -1)
-    given = [*views, A, both[..., :4], both[..., 4:], D, h]
-    agree(with_gradients(selective_scan, given, None), with_gradients(plain_selective, given, None), 1e-9)
+    arguments = [*views, A, both[..., :4], both[..., 4:], D, h]
+    agree(with_gradients(selective_scan, arguments, None), with_gradients(plain_selective, arguments, None), 1e-9)
 
 
 def diagonal_inputs(rows: int, length: int, width: int, states: int, dtype: torch.dtype, seed: int) -> list[Tensor]:
@@ -315,13 +315,13 @@ def test_short_convolution_equals_its_loop(rows: int, length: int, width: int, t
     inputs, starts = [x[..., 1:-2], weight, bias, window], some_starts(packed, rows, length, taps)  # a slice of x
     line, expected = torch.cat([window, inputs[0]], 1), []
     for t in range(length):
-        seen = line[:, t : t + taps].clone()
+        visible = line[:, t : t + taps].clone()
         if starts is not None:
             for row in range(rows):
                 for k in range(taps - 1):  # from the nearest back: nothing before a start is seen
                     if t - k >= 0 and starts[row, t - k]:
-                        seen[row, : taps - 1 - k] = 0
-        y = (seen * weight.T).sum(1) + bias
+                        visible[row, : taps - 1 - k] = 0
+        y = (visible * weight.T).sum(1) + bias
         expected.append(y * torch.sigmoid(y) if silu else y)
     if not length:
         return agree([short_convolution(*inputs, starts, silu)], [inputs[0]], 0.0)

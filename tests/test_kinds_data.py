@@ -444,3 +444,11 @@ def test_a_corpus_larger_than_memory(tmp_path: Path) -> None:
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert out.returncode == 0, out.stderr
     assert int(out.stdout.split()[0]) < 900
+
+
+def test_arrays_in_a_folder_are_read_beside_other_files(tmp_path: Path) -> None:
+    waves = np.sin(np.arange(600) / 5).reshape(20, 30).round(3)
+    np.savez(tmp_path / "waves.npz", x=waves, y=np.arange(20) % 2)
+    (tmp_path / "notes.txt").write_text("Made by hand.\n")
+    data = read(tmp_path)
+    assert data.kind.name == "series" and len(data) == 20 and data.problems[0].file.endswith("notes.txt")

@@ -327,7 +327,7 @@ def test_a_graph_set_in_several_files_is_read(files: dict[str, Path], tmp_path: 
 
 
 def test_citation_graphs_take_labels_from_the_other_file(tmp_path: Path) -> None:
-    """The subjects in one file label the nodes of the other; what is cited but not there is told."""
+    """The subjects in one file label the nodes of the other; cited papers that are missing are reported."""
     (tmp_path / "cora.content").write_text("31336\t0\t1\tTheory\n1061127\t1\t0\tRules\n99\t0\t0\tTheory\n")
     (tmp_path / "cora.cites").write_text("31336\t1061127\n99\t31336\n99\t7\n")
     for path in (tmp_path, tmp_path / "cora.cites", tmp_path / "cora.content"):

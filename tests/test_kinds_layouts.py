@@ -81,7 +81,7 @@ ITEMS = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"], excl
                                st.integers(1_500_000_000, 1_700_000_000)), min_size=4, max_size=12))
 def test_any_table_is_read_as_it_was_written(tmp_path_factory, sign: str, end: str, header: bool, encoding: str,
                                              suffix: str, rows: list[tuple]) -> None:
-    """Quoting, line ends, encodings and delimiters say nothing about the events."""
+    """Quoting, line ends, encodings and delimiters do not change the events."""
     rows = [*rows, ("ann", "tea", 1), ("ann", "tea", 2), ("bob", "x y", 3)]
     written = io.StringIO(newline="")
     writer = csv.writer(written, delimiter=sign, lineterminator=end)

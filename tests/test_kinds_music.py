@@ -193,7 +193,7 @@ def test_a_roll_is_shown() -> None:
 
 
 def test_malformed_tokens_become_the_valid_notes(tmp_path: Path) -> None:
-    """What a model says need not be music: lengths without notes, notes without lengths, more than 15 instruments."""
+    """Generated tokens need not be music: lengths without notes, notes without lengths, more than 15 instruments."""
     malformed = ["length3", "note60", "wait96", "tempo120", "note61", "note61", "length9", *(
         item for program in range(20) for item in (f"voice{program}", f"note{40 + program}", "length5")), "drum40"]
     MUSIC.write([malformed], tmp_path / "odd.mid")

@@ -260,7 +260,7 @@ def test_real_pictures(shared_data, tmp_path: Path) -> None:  # type: ignore[no-
     assert digits.kind.reading(digits.codec()) == {"side": 28, "levels": 256, "colour": "grey"}
     letters = segue.read(shared_data("omniglot-small1") / "images_background_small1.zip", side=28, levels=2)
     assert len(letters) == 2_720 and len(letters.vocabulary) == 3
-    whole = gzip.decompress((shared_data("mnist-t10k") / "t10k-images-idx3-ubyte.gz").read_bytes())
-    some = tmp_path / "some-images-idx3-ubyte.gz"  # the first 400: each is read and compared several times
-    some.write_bytes(gzip.compress(whole[:4] + (400).to_bytes(4, "big") + whole[8 : 16 + 400 * 784]))
-    check_kind(PICTURE, [some], mutations=5)
+    content = gzip.decompress((shared_data("mnist-t10k") / "t10k-images-idx3-ubyte.gz").read_bytes())
+    sample_file = tmp_path / "some-images-idx3-ubyte.gz"  # the first 400: each is read and compared several times
+    sample_file.write_bytes(gzip.compress(content[:4] + (400).to_bytes(4, "big") + content[8 : 16 + 400 * 784]))
+    check_kind(PICTURE, [sample_file], mutations=5)

@@ -623,10 +623,10 @@ def test_files_are_in_the_encoding_that_they_name(tmp_path: Path, name: str, beg
     ("a.tex", "\\begin{document}\n" + "\\section{The river} It is \\emph{high} today.\n" * 9, "LaTeX"),
     ("a.json", json.dumps({"train": [{"input": [[0, 1], [1, 0]], "output": [[1]]}]}), "JSON"),
     ("a.txt", "if a < b and c > d: the river is high, and AT&T is here.\n" * 9, "")])
-def test_markup_that_is_learned_is_told(tmp_path: Path, name: str, content: str, sort: str) -> None:
+def test_learned_markup_is_reported(tmp_path: Path, name: str, content: str, sort: str) -> None:
     data = read(put(tmp_path / name, content))
-    told = f"markup ({sort} in 1) is learned as it stands" if sort else ""
-    assert told in data.problems.description and bool(told) == ("markup" in data.problems.description)
+    note = f"markup ({sort} in 1) is learned as it stands" if sort else ""
+    assert note in data.problems.description and bool(note) == ("markup" in data.problems.description)
     assert texts(data) == [content]
 
 
@@ -1216,7 +1216,7 @@ def test_items_rarely_repeated_are_not_recommended_twice(tmp_path: Path) -> None
 
 
 def test_games_are_read_as_their_moves(tmp_path: Path) -> None:
-    """Comments, variations, glyphs and numbers are no moves; a game that was cut is told."""
+    """Comments, variations, glyphs and numbers are dropped; a truncated game is reported."""
     tags = '[Event "Rated"]\n[Site "x"]\n[Result "{}"]\n\n'
     games = ("1. e4 e5 {Ruy (Lopez)} 2. Nf3! (2. f4 exf4 (2... d5) 3. Nf3) Nc6 $1\n3. Bb5 a6 1/2-1/2\n\n",
              "1. e4 { [%eval 0.17] } 1... c5 2. O-O-O e8=Q+ 1-0\n\n", "1. e4 e5 2. Qxxx *\n")
@@ -1504,9 +1504,10 @@ def test_letters_with_annotations_and_classes_are_read(tmp_path: Path, name: str
                                                        expected: str, label: str) -> None:
     data = read(put(tmp_path / name, content), classes="")
     assert (data.kind.name, data[0].object, class_in(data.name(0))[1]) == (kind, expected, label)
-    where = {"signalp.fasta": "part 3 of the headers, cut at bars", "deep.fa": "part 2 of the headers, cut at blanks",
-             "flip.fa": "what is behind 'target=' in the headers"}
-    assert name not in where or data.problems.note.startswith(f"class={where[name]}")
+    note_by_file = {"signalp.fasta": "part 3 of the headers, cut at bars",
+                    "deep.fa": "part 2 of the headers, cut at blanks",
+                    "flip.fa": "what is behind 'target=' in the headers"}
+    assert name not in note_by_file or data.problems.note.startswith(f"class={note_by_file[name]}")
     assert read(tmp_path / name)[0].object == expected and not data.problems
     if name == "signalp.fasta":
         order = "".join(f">P{i}|{'AB'[i // 3000]}|{'XY'[i % 2]}|{i % 3}\n{RESIDUES}\n" for i in range(6000))

@@ -90,7 +90,7 @@ SUBJECTS: dict[str, Make] = {
     "hydra": lambda width: Hydra(width, heads=2, states=3),
     "matrix": lambda width: MatrixMixer(width, heads=2, features=2),
     "bidirectional": lambda width: Bidirectional(width, "gru"),
-    "block-recurrent": lambda width: BlockRecurrent(width, heads=2, block=4, memory=3),
+    "block-recurrent": lambda width: BlockRecurrent(width, heads=2, block=2, memory=3),
     "linformer": lambda width: Linformer(width, heads=2, rank=4, length=64),
     "reformer": lambda width: Reformer(width, heads=2, chunk=4),
 }
@@ -442,7 +442,7 @@ def rotated(x: Tensor, position: int, theta: float, width: int) -> Tensor:
 
 
 def attention_by_loops(mixer: Attention, x: Tensor, positions: Tensor, sees: Callable[[int, int], bool]) -> Tensor:
-    """One row x (T, D); `sees(i, j)` says whether node i looks at node j."""
+    """One row x (T, D); `sees(i, j)`: whether node i attends to node j."""
     heads, groups, e = mixer.heads, mixer.kv_heads, mixer.head_width
     outputs = []
     for i in range(len(x)):
@@ -512,7 +512,7 @@ def test_alibi_slopes_are_distinct_powers(heads: int) -> None:
 
 
 def test_attend_and_merge() -> None:
-    """Partial results over disjoint keys merge to attention over all of them, rows that see nothing included."""
+    """Partial results over disjoint keys merge to attention over all of them, rows without any visible key included."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, h, n, 4, dtype=torch.float64) for h, n in ((4, 5), (2, 9), (2, 9)))
     mask = torch.rand(2, 1, 5, 9) < 0.5

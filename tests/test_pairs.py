@@ -143,7 +143,7 @@ def test_impossible_negatives_are_refused() -> None:
 @pytest.mark.parametrize("method, lowest, highest",
                          [("other", 0.75, 1.0), ("length", 0.4, 0.62), ("composition", 0.4, 0.6)])
 def test_length_probe_accuracy_of_each_sort_of_negatives(method: str, lowest: float, highest: float) -> None:
-    """The floor of each sort of negatives: length tells other pairs, and nothing where it is matched."""
+    """A probe on lengths separates random pairs, and is at chance where lengths are matched."""
     parts = [label_pairs(synthetic_pairs(400, seed), (method,), seed) for seed in (0, 1)]
     train, test = ((torch.from_numpy(length_features(pairs, 3.0)) / 20, torch.tensor(labels))
                    for pairs, labels in parts)
@@ -167,7 +167,7 @@ def test_both_sequences_of_a_pair_are_truncated_evenly(a: int, b: int, length: i
 
 @pytest.mark.parametrize("mixer", BACKBONES)
 def test_the_last_symbol_decides(mixer: str) -> None:
-    """Padding on the right changes nothing, neither the scores nor by gradients."""
+    """Padding on the right changes neither scores nor gradients."""
     torch.manual_seed(0)
     model = Classifier(Stack(StackConfig(12, 16, [mixer] * 2)), LinearHead(16, 2, bias=False)).double()
     pairs = [([1, 2, 3], [4, 5]), ([6], [7, 8, 9, 1, 2]), ([3, 3], [3])]
@@ -253,7 +253,7 @@ def test_mixed_batches_follow_their_weights(weights: tuple[float, ...], rows: in
 
 @pytest.mark.parametrize("tagged", [False, True])
 def test_mixed_epochs_show_every_row_once(tagged: bool) -> None:
-    """Over some steps each sort gives every row of its epoch before one comes again, and documents begin with tags."""
+    """Each source gives every row of its epoch before any is repeated, and documents begin with tags."""
     mixed, codec = corpus({"dna": 2.0, "protein": 1.0, "text": 1.0}, tagged)
     assert mixed.size == codec.size + 3 * tagged and [mixed.tag(name) - codec.size for name in SORTS] == [0, 1, 2]
     batches = mixed.batches(64, 4, packing=False)
@@ -278,7 +278,7 @@ def test_mixed_epochs_show_every_row_once(tagged: bool) -> None:
 
 @pytest.mark.parametrize("mixer", ["mamba", "lstm"])
 def test_a_model_of_mixed_data_follows_its_tag(mixer: str) -> None:
-    """By its tag a model knows with which sort it is to begin."""
+    """Given a tag, the model starts with the right source."""
     mixed, codec = corpus(dict.fromkeys(SORTS, 1.0), tagged=True)
     torch.manual_seed(0)
     model: Any = Stack(StackConfig(mixed.size, 32, [mixer]))

@@ -27,10 +27,7 @@ from segue.mixers import MIXERS, Attention, LongVQ
 from segue.mixers.attention import attend, merge, merge_into
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch
-from segue.papers import claim
-from segue.papers.sequence_parallelism import APART as LOSSES
-from segue.papers.sequence_parallelism import ATTENTION, LAYER, LOST, MLP, MOST, SAVED, Lossy
-from segue.papers.tokenring import FULL, GROUPED, HALF, RING, TOKENRING
+from segue.papers.sequence_parallelism import Lossy
 from segue.parallel import (
     BACKENDS,
     Communicator,
@@ -91,8 +88,8 @@ def test_a_zigzag_balances_the_work_of_ranks(ranks: int, rotate: Any) -> None:
 
 
 def test_the_causal_schedule_of_tokenring_as_published() -> None:
-    """Queries go backward; rank r at step s holds those of (r + s) mod N: whole against the first half of the keys, or
-    behind the ring's end their later half against all; each result goes straight home, one step later."""
+    """Queries move backward; rank r at step s holds those of (r + s) mod N: all of them against the first half of the
+    keys, or past the ring's end their later half against all keys; each result returns at once, one step later."""
     n = 4
     schedule = RingSchedule(n, "q")
     for rank, step in itertools.product(range(n), range(n)):
@@ -110,8 +107,8 @@ def test_the_causal_schedule_of_tokenring_as_published() -> None:
 
 def traffic(schedule: RingSchedule, moving: float, result: float = 0.0,
             returns: bool | None = None) -> dict[tuple[int, int], float]:
-    """What goes from each rank to each other, (source, target), in the unit of the sizes of a whole share: what moves,
-    and the results for it."""
+    """What each rank sends to each other, (source, target), in units of a whole share: the moving tensors, and their
+    results."""
     results = Counter[tuple[int, int]]()
     for rank in range(schedule.ranks):
         for m in (m for step in schedule.plan(rank, returns) for m in step.sends):
@@ -281,10 +278,10 @@ def test_stored_scores_equal_the_ring_at_the_published_cost(ranks: int, causal: 
 
 
 def test_half_precision_is_summed_in_float32() -> None:
-    whole = [x.bfloat16() for x in random_inputs(4, 2, 96, 8)]
-    expected = F.scaled_dot_product_attention(*(x.float() for x in whole[:3]), is_causal=True, enable_gqa=True)
+    half_inputs = [x.bfloat16() for x in random_inputs(4, 2, 96, 8)]
+    expected = F.scaled_dot_product_attention(*(x.float() for x in half_inputs[:3]), is_causal=True, enable_gqa=True)
     for rotate, backend in itertools.product(("kv", "q"), BACKENDS):
-        results = simulate(4, partial(in_ring, schedule=RingSchedule(4, rotate), full=whole,  # type: ignore[arg-type]
+        results = simulate(4, partial(in_ring, schedule=RingSchedule(4, rotate), full=half_inputs,  # type: ignore[arg-type]
                                       backend=backend))
         out = ContextShard(4).join([result[0][0] for result in results], 2)
         assert out.dtype == torch.bfloat16 and all(g.dtype == torch.bfloat16 for result in results
@@ -347,7 +344,7 @@ def test_a_rank_that_fails_stops_the_others() -> None:
 
 
 def learned(model: Any, batch: Batch) -> Tensor:
-    """The sum of -log p, nats, without the float32 of the head's own kernel."""
+    """The sum of -log p, in nats, without the float32 of the head's own kernel."""
     logits = model(batch.tokens, batch.layout).logits
     return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1, reduction="sum")
 
@@ -437,15 +434,15 @@ def test_stacks_of_every_shape_over_ranks() -> None:
 
 
 def test_context_parallel_refuses_mixers_of_whole_rows() -> None:
-    one = simulate(1, lambda comm: comm)[0]
+    single_comm = simulate(1, lambda comm: comm)[0]
     for config, words in ((StackConfig(11, 16, ["gru"], pool="mean"), "pools"),
                           (StackConfig(11, 16, ["attention"], {"attention": {"relative": 4}}), "fixed masks"),
                           (StackConfig(11, 16, ["attention"], {"attention": {"span": 4}}), "fixed masks"),
                           (StackConfig(11, 16, ["attention"], {"attention": {"taps": 2}}), "fixed masks"),
                           (StackConfig(11, 16, ["attention"], {"attention": {"prompt": True}}), "fixed masks")):
         with pytest.raises(SegueError, match=words):
-            context_parallel(Stack(config), one)
-    model = context_parallel(Stack(StackConfig(11, 16, ["gru"])), one)
+            context_parallel(Stack(config), single_comm)
+    model = context_parallel(Stack(StackConfig(11, 16, ["gru"])), single_comm)
     with pytest.raises(SegueError, match="no trees"):
         batch = batch_of(8, False)
         model(batch.tokens, Batch(batch.tokens, batch.targets, grid=(2, 4)).layout)
@@ -642,46 +639,6 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     results = losses_of_two(tmp_path, "test_training.make_of_two", "test_parallel.make_run")
     for actual, expected in zip(results, curves, strict=True):
         assert actual == pytest.approx(expected, rel=1e-4)
-
-
-# -- the rules of the two claims
-
-
-def memory(cut: float, tensor_cut: float, crossing: float, separate: float, lost: float, most_factors: tuple[int, int],
-           heavy: bool = False) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for ranks, at in itertools.product((1, 2, 4), (8, 16, 32, 64, 128)):
-        power = ranks.bit_length() - 1
-        rows.append({"what": SAVED, "ranks": ranks, "elements / H": at, "sequence": at / cut**power,
-                     "tensor": at / tensor_cut**power})
-        for what, scale in ((MLP, 1.0), (ATTENTION, 0.5), (LAYER, 0.5)):
-            rows.append({"what": what, "ranks": ranks, "elements / H": at, "sequence": crossing * scale,
-                         "tensor": at - (1000 if heavy else 0)})
-    rows += [{"what": LOSSES, "ranks": ranks, "elements / H": None, "sequence": separate, "tensor": None}
-             for ranks in (2, 8)]
-    return [*rows, {"what": LOST, "ranks": 4, "elements / H": None, "sequence": lost, "tensor": None},
-            {"what": MOST, "ranks": 8, "elements / H": None, "sequence": most_factors[0], "tensor": most_factors[1]}]
-
-
-@pytest.mark.parametrize(("values", "verdict"), [
-    ((2.0, 1.4, 32.0, 1e-7, 0.1, (8, 4)), "confirmed"), ((1.7, 1.4, 32.0, 1e-7, 0.1, (8, 4)), "inconclusive"),
-    ((2.0, 1.7, 32.0, 1e-7, 0.1, (8, 4)), "inconclusive"), ((2.0, 1.4, 66.0, 1e-7, 0.1, (8, 4)), "inconclusive"),
-    ((2.0, 1.4, 32.0, 1e-7, 1e-6, (8, 4)), "inconclusive"), ((2.0, 1.4, 32.0, 1e-3, 0.1, (8, 4)), "refuted"),
-    ((2.0, 1.4, 32.0, 1e-7, 0.1, (8, 8)), "refuted"), ((2.0, 1.4, 32.0, 1e-7, 0.1, (4, 4)), "refuted"),
-    ((2.0, 1.4, 32.0, 1e-7, 0.1, (8, 4), True), "refuted")])
-def test_the_rule_of_sequence_parallelism(values: tuple[Any, ...], verdict: str) -> None:
-    assert claim("sequence-parallelism").judge(memory(*values))[0] == verdict
-
-
-@pytest.mark.parametrize(("full", "grouped", "half", "error", "verdict"), [
-    (0.72, 2.8, 1.0, 1e-6, "confirmed"), (0.8, 2.8, 1.0, 1e-6, "inconclusive"), (0.72, 1.2, 1.0, 1e-6, "inconclusive"),
-    (0.72, 2.8, 1.2, 1e-6, "inconclusive"), (0.97, 2.8, 1.0, 1e-6, "refuted"), (0.72, 2.8, 0.8, 1e-6, "refuted"),
-    (0.72, 2.8, 1.0, 1e-3, "refuted")])
-def test_the_rule_of_tokenring(full: float, grouped: float, half: float, error: float, verdict: str) -> None:
-    table = [{"links": links, "method": method, "to the ring": value, "error": error}
-             for links, ratio in ((FULL, full), (GROUPED, grouped), (HALF, half))
-             for method, value in ((RING, 1.0), (TOKENRING, ratio))]
-    assert claim("tokenring").judge(table)[0] == verdict
 
 
 def test_received_blocks_are_freed() -> None:

@@ -146,8 +146,8 @@ def test_partial_attention_equals_its_definition(parts: dict[str, bool]) -> None
 @torch.no_grad()
 @pytest.mark.parametrize("parts", EVERY)
 def test_decoding_equals_the_full_forward(parts: dict[str, bool]) -> None:
-    """Prompts of different lengths together, step by step and with drafts as trees; what stands in the padding of a
-    shorter prompt is never seen."""
+    """Prompts of different lengths together, step by step and with drafts as trees; padding of a shorter prompt has no
+    effect."""
     model, prompts = stack(**parts), [[1, 5, 2, 7, 7, 3], [4], [9, 2, 8, 9, 2, 8, 9]]
     expected = []
     for prompt in prompts:

@@ -65,7 +65,7 @@ def test_the_model_is_causal(head: str, mixer: str, prompts: dict[str, int] | No
 @pytest.mark.parametrize("mixer", BACKBONES)
 @pytest.mark.parametrize("head", ["decay", "query"])
 def test_queries_do_not_affect_each_other(head: str, mixer: str) -> None:
-    """Intensities asked for together are those asked for one by one, with prompts too."""
+    """Intensities at several times equal those computed one by one, with prompts too."""
     model = process(head, mixer, prompts=PROMPTS)
     events, until, _ = history()
     elapsed = until[..., None] * torch.tensor([0.0, 0.2, 1.0, 5.0], dtype=torch.float64)
@@ -99,7 +99,7 @@ def test_empty_prompts_change_nothing() -> None:
     unprompted.load_state_dict({name: weight for name, weight in model.state_dict().items() if "prompts" not in name})
     events, until, types = history()
     elapsed = until[..., None]
-    actual, base = (each.intensities(events, elapsed) for each in (model, unprompted))
+    actual, base = (process_form.intensities(events, elapsed) for process_form in (model, unprompted))
     torch.testing.assert_close(actual[:, :2], base[:, :2], atol=1e-9,
                                rtol=0)  # the prefix has chosen at its third event
     assert not torch.allclose(actual[:, 2:], base[:, 2:], atol=1e-4)
@@ -183,7 +183,7 @@ def test_intensities_stay_below_the_bound(seed: int, head: str, mixer: str, norm
 
 @pytest.mark.parametrize("head", ["decay", "query", "mixture"])
 def test_drawn_events_follow_the_compensator(head: str) -> None:
-    """What was expected until each drawn event is Exp(1), and types come as often as their intensities say."""
+    """The compensator between sampled events is Exp(1), and types are as frequent as their intensities."""
     model = process(head, "lstm", scale=3.0)
     events, _, _ = history(rows=1, length=4)
     observed = model.observe(events.types, events.gaps, model.begin(1))

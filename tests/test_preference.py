@@ -24,9 +24,7 @@ from segue.kinds.codecs import ByteCodec, ItemCodec, LetterCodec
 from segue.models import Stack, StackConfig
 from segue.objectives import Preference, preference_batch, preference_loss
 from segue.objectives.preference import answer_likelihoods
-from segue.papers import claim
-from segue.papers.base import Row
-from segue.papers.spar import AGAIN, BASE, INTERFERING, REFINED, TUNED, critic, editor, interfering
+from segue.papers.spar import critic, editor, interfering
 from segue.programs import Judge, Judgement, Local, Refiner, Scripted, preference_pairs, refine_tree, refiner_lessons
 from segue.programs.judge import score, yes_or_no
 from segue.tasks.lilt import CODEC, FAMILIES, Instruction, holds, lilt
@@ -122,8 +120,8 @@ def test_prefer_changes_every_fitted_model(kind: str, prompt: str, better: str, 
     assert reloaded.report["preferences"][0]["pairs"] == 18 and not (tmp_path / "model" / "updating").exists()
     for expected, actual in zip(model.model.parameters(), reloaded.model.parameters()):
         torch.testing.assert_close(expected, actual)
-    said = reloaded.prefer([(prompt, better, worse)] * 2, steps=1, quiet=True)
-    assert said.likelier[1] == 1.0
+    second_report = reloaded.prefer([(prompt, better, worse)] * 2, steps=1, quiet=True)
+    assert second_report.likelier[1] == 1.0
 
 
 def test_published_dialogue_pairs_are_read(tmp_path: Path) -> None:
@@ -310,16 +308,3 @@ def test_a_round_of_self_play_with_every_mixer(mixer: str) -> None:
         instruction = Instruction.read(pair.prompt.split())
         assert instruction.violations(pair.worse.split())
         assert not instruction.violations(pair.better.split()) and not instruction.violations(other.better.split())
-
-
-def shares(refined: float, drawn: float, other: float, other_drawn: float) -> list[Row]:
-    values = {BASE: (0.65, 0.5), REFINED: (refined, drawn), AGAIN: (0.8, 0.7), INTERFERING: (other, other_drawn),
-              TUNED: (0.7, 0.55)}
-    return [{"arm": arm, "greedy": a, "drawn": b} for arm, (a, b) in values.items()]
-
-
-@pytest.mark.parametrize(("values", "verdict"), [
-    ((0.72, 0.6, 0.7, 0.55), "confirmed"), ((0.72, 0.56, 0.7, 0.55), "inconclusive"),
-    ((0.69, 0.6, 0.7, 0.55), "inconclusive"), ((0.69, 0.6, 0.7, 0.61), "refuted")])
-def test_the_rule_of_spar(values: tuple[float, float, float, float], verdict: str) -> None:
-    assert claim("spar").judge(shares(*values))[0] == verdict

@@ -65,7 +65,7 @@ def test_a_missing_endpoint_is_reported() -> None:
 
 
 class Answers(BaseHTTPRequestHandler):
-    """Sends to each path what `said` holds for it: a status and a body. asked: the paths and bodies so far."""
+    """Sends to each path its entry in `said`: a status and a body. asked: the paths and bodies so far."""
 
     said: ClassVar[dict[str, tuple[int, str]]] = {}
     asked: ClassVar[list[tuple[str, dict[str, Any]]]] = []

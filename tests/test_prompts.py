@@ -188,7 +188,7 @@ def test_two_way_stacks_take_prompts(mixers: list[str]) -> None:
 @pytest.mark.parametrize("mixers", STACKS)
 @pytest.mark.parametrize("which", range(4))
 def test_prompts_chosen_by_the_prime_apply_to_the_continuation(mixers: list[str], which: int) -> None:
-    """Nothing leaks: what comes later changes no earlier score; and scoring whole rows agrees with continuing."""
+    """Later tokens change no earlier score, and scores of whole rows equal those of continuing."""
     model, source, tokens = stack(mixers), sources()[which], rows(1, 12)
     prompted, prime = Prompted(model, source).eval(), 5
     layout = Layout.chain((1, 12), prompt=torch.arange(12)[None] < prime)
@@ -227,7 +227,7 @@ def test_decoders_work_under_prompts() -> None:
 
 
 def stream(seed: int = 0) -> list:
-    """Six classes, each of rows that hold an element of its own often; three experiences."""
+    """Six classes, each of rows in which one element is frequent; three experiences."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(6).repeat_interleave(20)
     tokens = torch.randint(6, VOCABULARY, (120, 8), generator=generator)

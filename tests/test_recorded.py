@@ -64,8 +64,8 @@ def test_recorded_states_may_alternate_and_be_copied(pattern: str) -> None:
         reference.commit()
         np.testing.assert_allclose(scores(model, actual, tokens), expected.cpu().numpy(), atol=1e-10)
         if turn % 7 == 3:
-            more = torch.from_numpy(draw.integers(0, model.vocabulary, (2, 3))).to(device)
-            a, b = model.extend(more, actual).logits, model.stack.extend(more, reference).logits
+            longer_step = torch.from_numpy(draw.integers(0, model.vocabulary, (2, 3))).to(device)
+            a, b = model.extend(longer_step, actual).logits, model.stack.extend(longer_step, reference).logits
             torch.testing.assert_close(a, b)
             for state in (actual, reference):
                 state.commit(None, torch.tensor([3, 1], device=device))

@@ -20,7 +20,6 @@ from segue.mixers.regions import RegionLabels
 from segue.mixers.state import Carry
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.models.adapters import InitialState
-from segue.papers import claim
 from segue.papers.theme_transformer import OPEN as OPEN60
 from segue.papers.theme_transformer import THEME, melody, piece, theme_mask, varied
 
@@ -150,24 +149,6 @@ def test_bad_sizes_are_refused() -> None:
     with pytest.raises(SegueError, match="needs regions"):
         unlabelled.hidden(torch.zeros(1, 2).long(), Layout(torch.arange(2)[None], source=(torch.zeros(1, 2, 8),
                                                                                       torch.tensor([2]))))
-
-
-def themes(gated: float = 1.0, cross: float = 1.2, shuffled: float = 2.0, late_nats: float = 3.0, prompt: float = 1.0,
-           contrast: float = 0.9, edits: float = 0.5) -> list[dict[str, Any]]:
-    def row(arm: str, nats: float, late_bits: float) -> dict[str, Any]:
-        return {"arm": arm, "theme nats": nats, "shuffled": shuffled, "late": late_bits, "late, real": 2.5}
-
-    return [{"arm": "contrast", "f1": contrast}, {"arm": "edit distance", "f1": edits}, row("gated", gated, late_nats),
-            row("cross-attention", cross, 1.0), row("prompt", 1.5, prompt)]
-
-
-@pytest.mark.parametrize("verdict, table", [
-    ("confirmed", themes()), ("refuted", themes(cross=1.0)), ("refuted", themes(shuffled=1.005)),
-    ("inconclusive", themes(cross=1.02)), ("inconclusive", themes(late_nats=1.2)),
-    ("inconclusive", themes(contrast=0.7)), ("inconclusive", themes(edits=0.8))])
-def test_the_verdict_follows_its_rule(verdict: str, table: list[dict[str, Any]]) -> None:
-    results, reason = claim("theme-transformer").judge(table)
-    assert results == verdict and "late returns" in reason
 
 
 def test_the_claim_scores_returning_themes_only() -> None:

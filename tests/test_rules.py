@@ -140,7 +140,7 @@ def test_searches_keep_the_rules(decoder: str, options: dict[str, Any]) -> None:
 
 
 def test_beam_scores_under_rules_are_the_models_or_renormalised() -> None:
-    """A beam's scores are the model's own; renormalised they are those of choosing among what is left."""
+    """A beam's scores are the model's own; renormalised they are those over the allowed tokens."""
     model = TableModel(6, 1, 1.0)
     for renormalised in (False, True):
         answer, = generate(model, [[1, 2]], 4, "beam", num_beams=300, length_penalty=0.0, suppress_tokens=[0, 3],

@@ -124,7 +124,7 @@ Element = tuple[complex, complex, bool]
 
 
 def after(first: Element, second: Element) -> Element:
-    """The resetting operator: what was before counts for nothing once an episode began."""
+    """The operator with resets: the earlier element is dropped where the later one begins an episode."""
     (a, b, c), (a2, b2, c2) = first, second
     return (a2, b2, True) if c2 else (a2 * a, a2 * b + b2, c)
 

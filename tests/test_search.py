@@ -365,7 +365,7 @@ def test_conditional_beam_finds_the_conditional_mode(name: str) -> None:
 
 
 def test_an_answer_ends_when_it_has_the_attribute() -> None:
-    """Where an answer ends there is nothing left to foresee, whatever is foreseen there."""
+    """After an answer has the attribute the foresight is not used."""
     unsure = lambda living, tokens: np.where(tokens == 0, -0.1, -5.0)  # noqa: E731  # ends look good everywhere
     for name, holds in ATTRIBUTES.items():
         options = {"num_beams": 4, "length_penalty": 0.0, "attribute": unsure}
@@ -412,7 +412,7 @@ def test_attributes_are_foreseen_from_every_model() -> None:
 
 
 def test_foresight_uses_the_length_so_far() -> None:
-    """Of a model whose hidden state says nothing it still learns which answers will have four tokens."""
+    """With an uninformative hidden state it still learns which answers will have four tokens."""
     random = np.random.default_rng(0)
     texts = [[1, 2, *random.integers(1, 7, random.integers(0, 9)).tolist(), 0] for _ in range(300)]
     foresight = foresee(TableModel(), texts, [len(text) == 7 for text in texts], prompts=2)

@@ -381,7 +381,7 @@ def test_forced_first_tokens_of_a_folder_begin_answers(tmp_path: Path) -> None:
 
 
 def tiny_tokenizer(words: list[str], size: int) -> Any:
-    """Words with a blank before each, and an end behind a text, as T5 writes them."""
+    """Words with a leading blank, and an end token after a text, as T5 has them."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     vocabulary = {word if word.startswith("<") else "\u2581" + word: i for i, word in enumerate(words)}

@@ -176,7 +176,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("decoder", WAYS)
 def test_every_decoder_ignores_the_order_of_parts(decoder: str) -> None:
-    """The same answers in every order, beside plain prompts, whose own do not change."""
+    """The same answers in every order, next to plain prompts, whose answers do not change."""
     model, options, plain_prompts = stack(layers=2), WAYS[decoder], [[1, 2, 3], [4] * 9]
     n = 4 if decoder == "exact" else 15
     expected = generate(model, plain_prompts, n, seed=3, **options)
@@ -275,7 +275,7 @@ def test_saturated_attention_keeps_the_contract_of_sets() -> None:
 
 
 def test_training_with_sets_follows_the_same_mask() -> None:
-    """Packed behind another document, too; gradients are those of the parts, whatever their order."""
+    """Also when packed after another document; gradients do not depend on the order of the parts."""
     model = stack("rotary").requires_grad_(True)
     grads = []
     for order in ORDERS[:3]:
@@ -421,5 +421,5 @@ def test_the_verdict_follows_its_rule() -> None:
     for place, change, verdict in ((6, {"changed": 0.001}, "refuted"), (1, {"mean": 0.59}, "refuted"),
                                    (0, {"changed": 0.04}, "inconclusive"), (1, {"mean": 0.81}, "inconclusive"),
                                    (2, {"changed": 0.0}, "inconclusive"), (8, {"changed": 0.0}, "inconclusive")):
-        changed = [each | (change if number == place else {}) for number, each in enumerate(table)]
+        changed = [cells | (change if number == place else {}) for number, cells in enumerate(table)]
         assert set_based_prompting.judge(changed)[0] == verdict

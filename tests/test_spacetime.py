@@ -147,7 +147,7 @@ def bases() -> dict[str, LayeredField]:
 
 @pytest.mark.parametrize("name", ["film", "gru", "mamba", "even"])
 def test_an_unconditioned_branch_equals_its_base(name: str) -> None:
-    """Before it learned, and bit by bit afterwards; in a row of a batch of which others are told something too."""
+    """Before training, and bit by bit after it; also in a batch in which other rows have conditions."""
     base = bases()[name].eval()
     x, t, noisy, layout = inputs()
     layout = Layout.of(x) if name in ("gru", "mamba") else layout
@@ -271,7 +271,8 @@ def test_edge_guides_mark_changes() -> None:
 
 
 def test_a_branch_learns_from_keys_and_guides() -> None:
-    """Which of two numbers comes, over a base that knows only that it is one of them; each row is told in one way."""
+    """Which of two numbers follows, over a base that has learned only that it is one of them; each row has one
+    condition."""
     torch.manual_seed(0)
     base = StackField(both_ways(StackConfig(1, 16, ["gru"])), 1)
     noisy, layout = torch.tensor([[False, True]] * 64), Layout.chain((64, 2))

@@ -310,8 +310,8 @@ def test_long_prompts_in_pieces_equal_the_whole(make: Callable[..., StateSpaceMi
     continuation = torch.randn(3, 20, 4, dtype=torch.float64)
     y = mixer.extend(continuation, state)
     for row, n in enumerate(lengths.tolist()):
-        whole = mixer(torch.cat([x[row, :n], continuation[row]])[None])[0, n:]
-        assert (y[row] - whole).abs().max() < 1e-9
+        full = mixer(torch.cat([x[row, :n], continuation[row]])[None])[0, n:]
+        assert (y[row] - full).abs().max() < 1e-9
 
 
 @torch.no_grad()

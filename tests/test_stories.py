@@ -158,7 +158,7 @@ def test_the_story_memory_distinguishes_earlier_texts() -> None:
 
 
 def test_a_fact_that_only_an_earlier_caption_has_is_read_through_the_story() -> None:
-    """Captions "begin name" and then "begin it": the codes say whose name it was two captions ago."""
+    """Captions "begin name" and then "begin it": the codes depend on the name in the caption two before."""
     torch.manual_seed(0)
     names, pronoun, pad = 5, 7, 1
     lm = MultiSegmentLM(StackConfig(0, 32, ["attention"] * 2, norm="layer", channel="mlp"), [(8, 2), (names, 2)])
@@ -215,7 +215,7 @@ def test_cross_attention_is_inserted_once() -> None:
 
 
 def test_picture_codes_round_trip() -> None:
-    """What codes say of pictures of twelve sorts of patches, in any order, has these codes again."""
+    """Pictures of twelve sorts of patches: decoded codes are encoded to the same codes."""
     torch.manual_seed(0)
     patches, model = torch.rand(12, 3, 4, 4), ImageTokenizer(16, 32, 8)
     frames = patches[torch.randint(12, (100, 6, 6))].permute(0, 3, 1, 4, 2, 5).reshape(100, 3, 24, 24)
@@ -261,7 +261,7 @@ def test_frame_metrics_equal_hand_counts() -> None:
 
 
 def test_verdicts_by_the_rule() -> None:
-    """What the paper says, and each way in which it may turn out otherwise, on made-up tables."""
+    """The paper's outcome, and each other outcome, on synthetic tables."""
     row = {"scarf": 0.9, "pronoun F1": 0.9, "FID": 1.0, "F1 of 1": 0.95, "F1 of 2": 0.9, "F1 of 3": 0.8}
     confirmed_rows = {"full": row, "full, sources shuffled": row | {"scarf": 0.2},
                       "full, no source": row | {"scarf": 0.3},

@@ -67,7 +67,7 @@ def stack(*mixers: str) -> Stack:
 
 
 def rows(n: int = 12, length: int = 7, seed: int = 0, classes: int = 0) -> Batch:
-    """Rows that continue; or, with classes, rows whose last element decides what is asked there."""
+    """Rows to continue; or, with classes, rows whose last element determines the target there."""
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randint(V, (n, length), generator=draw)
     if not classes:
@@ -401,7 +401,7 @@ def total_cosine(g: Tensor) -> float:
 
 
 class Product(nn.Module):
-    """Scores whose cross-entropy has a row's own vector, up to a factor, as its gradient."""
+    """Scores whose cross-entropy has each row's vector, up to a factor, as its gradient."""
 
     def __init__(self) -> None:
         super().__init__()

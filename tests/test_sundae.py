@@ -26,7 +26,7 @@ def stack(vocabulary: int = 7, width: int = 16) -> Stack:
 
 
 def pairs(rows: int, seed: int) -> Batch:
-    """A source of four elements, and behind it the next one of each."""
+    """A source of four elements, followed by the successor of each."""
     source = torch.randint(7, (rows, 4), generator=torch.Generator().manual_seed(seed))
     tokens = torch.cat([source, (source + 1) % 7], 1)
     return Batch(tokens, torch.where(torch.arange(8) < 4, -1, tokens))
@@ -108,7 +108,7 @@ def counting(rows: int, seed: int) -> Batch:
 
 
 def continued(rows: int, seed: int) -> Batch:
-    """Pairs: three elements of such a text, and the five behind them."""
+    """Pairs: three elements of such a text, and the five that follow."""
     text = counting(rows, seed).tokens
     return Batch(text, torch.where(torch.arange(8) < 3, -1, text))
 

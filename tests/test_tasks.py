@@ -141,9 +141,9 @@ def test_search_targets_are_reachable_nodes() -> None:
         edges = [divmod(token, size) for token in tokens[2:11]]
         assert len(set(edges)) == 9 and all(u != v for u, v in edges)
         target, reached = tokens[11] - 36, [tokens[12] - 42]
-        for said in targets[12:17]:
+        for reachable in targets[12:17]:
             onward = sorted({v for u, v in edges if u in reached and v not in reached})
-            assert said == (42 + onward[0] if onward else 48)
+            assert reachable == (42 + onward[0] if onward else 48)
             reached += onward[:1]
         assert targets[17] == 49 + (target in reached) and targets[:12] == [-1] * 12 and tokens[13:] == targets[12:17]
     answers = Reachability("none", 6).task("paths").test(200, 12).targets

@@ -105,7 +105,7 @@ def test_the_true_process_has_the_best_score() -> None:
 
 @pytest.mark.parametrize("head", ["decay", "mixture"])
 def test_a_network_approaches_the_true_process(head: str) -> None:
-    """The true process's likelihood bounds what is learned from it; Poisson is left behind."""
+    """Its score lies between that of the true process and that of Poisson."""
     result, exam = store(sequences(300)), store(sequences(150, seed=1))
     torch.manual_seed(0)
     config = PointProcessConfig(StackConfig(4, 16, ["gru"]), head, float(result.gaps.mean()), float(result.gaps.max()))
@@ -258,9 +258,9 @@ def test_an_update_learns_new_times_and_replay_keeps_the_old_ones(tmp_path: Path
                           f"{types}{row}") for row in range(rows)], kind="events")
 
     old, new = walks("ab", 1.0, 60), walks("ba", 8.0, 50)
-    far = Record(["b", "a"], {"time": np.array([0.0, 20.0])}, "far")
-    segue.fit(of([*old, far], kind="events"), out=tmp_path / "replay", objective="timed", steps=100, width=32, depth=1,
-              quiet=True)
+    distant = Record(["b", "a"], {"time": np.array([0.0, 20.0])}, "far")
+    segue.fit(of([*old, distant], kind="events"), out=tmp_path / "replay", objective="timed", steps=100,
+              width=32, depth=1, quiet=True)
     shutil.copytree(tmp_path / "replay", tmp_path / "naive")
     memory = segue.load(tmp_path / "replay").memory
     assert memory is not None and {piece.dtype.names for piece in memory.replay.pieces} == {("ids", "gap")}
@@ -277,16 +277,16 @@ def test_an_update_learns_new_times_and_replay_keeps_the_old_ones(tmp_path: Path
     assert reports["naive"].forgetting("first data") > 2 * max(0.0, reports["replay"].forgetting("first data")) + 0.1
 
 
-def test_an_update_of_times_that_was_cut_short_goes_on_to_the_same_weights(tmp_path: Path,
-                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_update_of_times_resumes_to_the_same_weights(tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     from segue.training.loop import Run
 
     segue.fit(of(records(60), kind="events"), out=tmp_path / "a", objective="timed", steps=5, width=32, depth=1,
               quiet=True)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     new, options = of(records(60, seed=7), kind="events"), {"strategy": "ewc", "steps": 8, "quiet": True}
-    whole = segue.load(tmp_path / "a")
-    whole.update(new, **options)
+    uninterrupted = segue.load(tmp_path / "a")
+    uninterrupted.update(new, **options)
     advance = Run.advance
 
     def stopping(run: Run) -> float:
@@ -299,4 +299,4 @@ def test_an_update_of_times_that_was_cut_short_goes_on_to_the_same_weights(tmp_p
         segue.load(tmp_path / "b").update(new, save_seconds=0.0, **options)
     resumed = segue.load(tmp_path / "b")
     resumed.update(new, save_seconds=0.0, **options)
-    assert all(map(torch.equal, whole.model.parameters(), resumed.model.parameters()))
+    assert all(map(torch.equal, uninterrupted.model.parameters(), resumed.model.parameters()))

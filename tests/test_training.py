@@ -547,7 +547,7 @@ def test_any_shape_of_data_trains(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["unlikelihood", "occupancy", "rollout-unlikelihood"])
 def test_fit_by_another_objective(name: str) -> None:
-    """It is taken, and told where sequences end; in bfloat16 too, where the model says them itself."""
+    """The objective is used and knows where sequences end; in bfloat16 too, where the model predicts them itself."""
     options: dict[str, Any] = {**SMALL, "steps": 3, "mix": False, "quiet": True, "precision": "bfloat16"}
     by_next, by_named = (segue.fit(CASES["ten short ones"], objective=objective, **options)
                          for objective in ("next", name))
@@ -680,7 +680,7 @@ def test_windows_score_each_position_once(lengths: list[int], context: int, over
 
 
 def test_units_count_predicted_elements_only() -> None:
-    """A part without a begin does not say what it begins with; what that is worth is not counted."""
+    """A part without a begin token has no prediction of its first element, which is not counted."""
     data = of([b"to be or not to be, " * 90]).split(0.3)[1]
     store = data.encode(ByteCodec())
     units = predicted_units(store, ByteCodec())
@@ -700,7 +700,7 @@ def test_unknown_held_out_elements_are_reported() -> None:
 
 
 def test_items_seen_only_once_can_be_fitted() -> None:
-    """The held-out ones are strangers all of them; the fit ends, and says so."""
+    """All held-out items are unknown; the fit ends, and reports it."""
     model = segue.fit([[f"a{i}", f"b{i}"] for i in range(50)], steps=1, quiet=True, width=32, depth=1, threads=1)
     assert model.report["held_out"]["notes"][0] == "100.0% of the events are unknown to the model"
 

@@ -34,7 +34,7 @@ def test_pitch_and_time_traits_are_extracted() -> None:
 
 
 class Knowing(Attention):
-    """Attention over made-up elements whose traits are in their vectors."""
+    """Attention over synthetic elements whose traits are in their vectors."""
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         return super().run(x, replace(layout, traits=synthetic_traits(x)), parts)
@@ -131,7 +131,7 @@ def test_zero_trait_tables_equal_plain_attention() -> None:
 
 
 def test_trait_attention_is_invariant_to_transposition_and_shift() -> None:
-    """Without positions nor embeddings of pitch, only differences have a say."""
+    """Without positions and pitch embeddings the output depends on differences only."""
     torch.manual_seed(0)
     mixer, x = Attention(8, positions="none", traits={"time": 9, "pitch": 9}), torch.randn(1, 6, 8)
     time, pitch = torch.tensor([[0, 0, 1, 2, 2, 5]]), torch.tensor([[60, 64, 62, 60, 67, ABSENT]])

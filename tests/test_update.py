@@ -176,7 +176,7 @@ def test_models_that_read_both_ways_are_refused_an_update(tmp_path: Path) -> Non
 
 
 def test_an_update_on_few_data_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random letters, in which there is nothing to learn but by heart."""
+    """Random letters, which can only be memorised."""
     monkeypatch.setattr("segue.verbs.update.steps_before", lambda *_: 200)
     monkeypatch.setattr("segue.training.loop.PACE_TOLERANCE", math.inf)
     draw = random.Random(0)

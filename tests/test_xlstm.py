@@ -166,7 +166,7 @@ def test_fill_in_the_middle_round_trips(length: int, seed: int) -> None:
     assert all(b <= c for (_, b), (c, _) in zip(spans, spans[1:]))
     tokens, positions = fill_in_middle(ids, spans, masks, end)
     assert restore_gaps(tokens, masks, end) == ids
-    assert sorted(each for each in tokens if each < end) == ids
+    assert sorted(element for element in tokens if element < end) == ids
     assert all(token == place for token, place in zip(tokens, positions) if token < end)
     assert tokens[tokens.index(end) + 1 :][:1] == masks[: min(1, len(spans))]
 

@@ -77,16 +77,16 @@ def run(composition: Composition, files: Mapping[str, Path]) -> str:
     """"" if it works; else the reason for which it is refused, or `BROKEN` and what broke."""
     kind, mixer, objective, strategy, decoder = composition
     torch.set_num_threads(1)
-    way: dict[str, Any] = {"decoder": decoder}
+    options: dict[str, Any] = {"decoder": decoder}
     if objective in ANY_ORDER:  # these have samplers of their own
-        way = {"decoder": sorted(SAMPLERS)[sum(map(ord, decoder)) % len(SAMPLERS)]}
+        options = {"decoder": sorted(SAMPLERS)[sum(map(ord, decoder)) % len(SAMPLERS)]}
     elif decoder.startswith(DRAFT):
-        way = {"decoder": "greedy", "draft": decoder.removeprefix(DRAFT)}
+        options = {"decoder": "greedy", "draft": decoder.removeprefix(DRAFT)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             check_composition(segue.read(files[kind], kind=kind), mixer=mixer, objective=objective, strategy=strategy,
-                              **way)
+                              **options)
         except SegueError as error:
             return str(error)
         except Exception as error:  # also of a broken contract: the others are run all the same
@@ -133,9 +133,9 @@ def all_pairs() -> Iterator[Any]:
 
 def example_compositions(fixed: Mapping[int, str]) -> Iterator[Composition]:
     """Compositions with these parts, with few choices for the others: enough to know whether any is possible."""
-    few = [["events"], ["attention"], ["next", "cloze"], ["naive"], ["greedy"]]
-    for objective in few[2]:
-        choice = [names[0] for names in few]
+    examples = [["events"], ["attention"], ["next", "cloze"], ["naive"], ["greedy"]]
+    for objective in examples[2]:
+        choice = [names[0] for names in examples]
         choice[2] = objective
         for factor, name in fixed.items():
             choice[factor] = name
@@ -176,7 +176,7 @@ def page(pairs: Pairs, results: Mapping[Composition, str]) -> str:
               for (i, j), (total, worked, never) in totals.items()]
     lines += ["", "Refused, by what the error says:", ""]
     for reason, members in sorted(refused.items(), key=lambda item: -len(item[1])):
-        lines.append(f"- {reason}: {'; '.join(f'{one} and {other}' for (_, one), (_, other) in members)}")
+        lines.append(f"- {reason}: {'; '.join(f'{first} and {second}' for (_, first), (_, second) in members)}")
     return "\n".join([*lines, "", f"Run on {describe_machine()}.", ""])
 
 

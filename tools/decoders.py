@@ -190,7 +190,7 @@ def with_sets(model: Any, n: int) -> tuple[list[Any], bool]:
 
 
 def answers(model: Any, reference: Reread, column: str, n: int) -> tuple[list[Any], bool | None]:
-    """Answers, and whether they are those of the reference (None: they need not be)."""
+    """Answers, and whether they equal those of the reference (None: they need not)."""
     def run(decoded: Any = model, **options: Any) -> list[Any]:
         return generate(decoded, PROMPTS, SHORTER.get(column, n), eos=VOCABULARY - 1, seed=1, adaptive=False, **options)
 

@@ -91,7 +91,7 @@ COLOURS = {"likeliest": "#1f4e79", "sampling": "#c0392b", "searches": "#2e8b57",
 
 
 def texts(quick: bool) -> tuple[str, str, str]:
-    """What it is, the part to learn and the part held out."""
+    """The name of the text, the part to learn and the part held out."""
     folders = [Path(os.environ.get("SEGUE_DATA", ROOT.parent / "shared" / "data")), ROOT / "shared" / "data"]
     file = next((path for folder in folders if (path := folder / "tiny-shakespeare" / "input.txt").exists()), None)
     if file is not None:
@@ -105,7 +105,7 @@ def texts(quick: bool) -> tuple[str, str, str]:
 
 
 class Models:
-    """What writes and what judges, fitted once and kept in a folder."""
+    """The models that write and the one that judges, fitted once and kept in a folder."""
 
     def __init__(self, folder: Path, quick: bool) -> None:
         self.folder, self.quick = folder, quick
@@ -151,7 +151,7 @@ class Models:
 
     @cached_property
     def attribute(self) -> Any:
-        """Foresees whether an answer will hold a run of four tokens twice."""
+        """Predicts whether an answer will hold a run of four tokens twice."""
         places = range(0, len(self.held) // 2, max(len(self.held) // (2 * (20 if self.quick else 150)), 1))
         prompts = [self.fitted.codec.encode(self.held[start : start + 200]).tolist()[:PROMPT] for start in places]
         answers = [prompt + continuation.tokens for temperature in (0.3, 0.8) for prompt, continuation in zip(

@@ -127,14 +127,14 @@ def _find_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], fr
 
 def _files_within(path: Path) -> list[Path]:
     """The files within a folder or an archive. Archives in a folder are unpacked only if there are no other files,
-    which might be their contents."""
+    which might be their contents, but arrays (.npz) always."""
     if path.is_file():
         folder = unpacked(path)
         return [path / file.relative_to(folder) for file in _walk(folder)]
     files = list(_walk(path))
-    if all(map(is_archive, files)):
-        files = [file_within for file in files for file_within in _files_within(file)]
-    return files
+    only_archives = all(map(is_archive, files))
+    return [file_within for file in files for file_within in (
+        _files_within(file) if is_archive(file) and (only_archives or file.suffix.lower() == ".npz") else [file])]
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -59,5 +59,6 @@ def expectation_step(flat, offsets, weights, start, move, emit, starts, moves, e
                         flow = move[i, j] * emit[j, ids[t]] * beta[j] / max(scale[t], 1e-300)
                         older[i] += flow
                         moves[i, j] += weights[s] * alpha[t - 1, i] * flow
-                beta[:] = older
+                for i in range(states):
+                    beta[i] = older[i]
     return likelihood
