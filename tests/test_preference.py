@@ -227,7 +227,7 @@ def test_a_search_without_improvement_keeps_the_original() -> None:
     assert mute.best is mute.root and mute.judged == 0
     unjudged = refine_tree("p", "root", "", lambda *_: ["x"], lambda cases: [Judgement((None,)) for _ in cases])
     assert not unjudged.root.children
-    with pytest.raises(SegueError, match="breadth or depth"):
+    with pytest.raises(SegueError, match="breadth, depth"):
         refine_tree("p", "", "", grow, table, search="best")  # type: ignore[arg-type]
 
 

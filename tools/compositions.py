@@ -4,9 +4,9 @@
     python tools/compositions.py --runs 50      # so many more compositions
 
 A composition is one of each, run by `segue.testing.check_composition`. Not all can be tried, but all pairs can: each
-new composition has as many pairs as possible that have not worked together yet. A pair that is refused three times,
-with other parts beside it, is not tried again. Names are the tables' own: a new part appears by itself. The page is
-written only if nothing broke.
+new composition has as many pairs as possible that have not worked together yet. Where a composition is refused, the
+pair to blame is one that is always refused; the others are tried again without it. Names are the tables' own: a new
+part appears by itself. The page is written only if nothing broke.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import sys
 import tempfile
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from itertools import combinations
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,13 @@ from segue.training.recipe import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "learning-composition.md"
-TRIES = 3  # of a pair that is refused
-CANDIDATES = 200  # compositions to choose the next one from
+TRIES = 3  # compositions of a pair that must be refused before it can be to blame
+CANDIDATES = 60  # compositions to choose the next one from, for each of ten pairs
 DRAFT = "draft: "  # before the name of a drafter, which stands for greedy decoding with its drafts
 BROKEN = "broken: "
 NEEDS_MORE = {"conditional-beam"}  # decoders that need an argument made for the data
 Composition = tuple[str, ...]  # a name for each factor
+Pair = tuple[tuple[int, str], tuple[int, str]]  # two parts, each with the number of its factor
 
 
 def trained_by_name() -> list[str]:
@@ -94,90 +95,121 @@ def run(composition: Composition, files: Mapping[str, Path]) -> str:
     return ""
 
 
-def pairs_of(composition: Composition) -> Iterator[tuple[tuple[int, str], tuple[int, str]]]:
+def pairs_of(composition: Composition) -> set[Pair]:
     """All pairs of its parts, each part with the number of its factor."""
-    yield from combinations(enumerate(composition), 2)
+    return set(combinations(enumerate(composition), 2))
 
 
-class Pairs:
-    """What is known of the pairs of parts: how often each worked, and the reasons for which it was refused."""
+class Results:
+    """What is known of compositions and, from them, of pairs of parts.
 
-    def __init__(self, results: Mapping[Composition, str]) -> None:
-        self.worked: Counter[Any] = Counter()
-        self.reasons: defaultdict[Any, list[str]] = defaultdict(list)
-        for composition, reason in results.items():
-            self.add(composition, reason)
+    reasons: by composition, "" if it worked, else why it was refused. worked: pairs that were in one that worked.
+    blamed: pairs by which all refusals are explained: each was refused `TRIES` times or more, and never worked; the
+    fewer, the better (a greedy set cover). excluded: pairs that can only stand in compositions with blamed ones.
+    """
+
+    def __init__(self, reasons: dict[Composition, str]) -> None:
+        self.reasons = reasons
+        self.worked: set[Pair] = set().union(*(pairs_of(c) for c, reason in reasons.items() if not reason))
+        self.refusals: defaultdict[Pair, set[Composition]] = defaultdict(set)
+        self.excluded: set[Pair] = set()
+        for composition, reason in reasons.items():
+            if reason:
+                for pair in pairs_of(composition):
+                    self.refusals[pair].add(composition)
+        self.blamed = self._find_blamed()
 
     def add(self, composition: Composition, reason: str) -> None:
+        self.reasons[composition] = reason
+        if not reason:
+            self.worked |= pairs_of(composition)
+            return
         for pair in pairs_of(composition):
-            if reason:
-                self.reasons[pair].append(reason)
-            else:
-                self.worked[pair] += 1
+            self.refusals[pair].add(composition)
+        self.blamed = self._find_blamed()
 
-    def is_open(self, pair: Any) -> bool:
-        return not self.worked[pair] and len(self.reasons[pair]) < TRIES
+    def _find_blamed(self) -> set[Pair]:
+        blamed: set[Pair] = set()
+        unexplained = {composition for composition, reason in self.reasons.items() if reason}
+        suspects = {pair: refused for pair, refused in self.refusals.items()
+                    if pair not in self.worked and len(refused) >= TRIES}
+        while unexplained and suspects:
+            pair = max(suspects, key=lambda pair: (len(suspects[pair] & unexplained), len(suspects[pair])))
+            if not (explained := suspects[pair] & unexplained):
+                break
+            blamed.add(pair)
+            unexplained -= explained
+        return blamed
 
-    def open(self) -> list[Any]:
-        """The pairs of parts that may go together and were not tried enough."""
-        return [pair for pair in all_pairs() if self.is_open(pair)]
+    def unresolved(self) -> list[Pair]:
+        return [pair for pair in all_pairs() if pair not in self.worked and pair not in self.blamed
+                and pair not in self.excluded]
 
+    def propose(self, draw: random.Random) -> Composition | None:
+        """A new composition without blamed pairs that has as many unresolved ones as possible; None: all pairs are
+        resolved."""
+        while unresolved := self.unresolved():
+            is_open, best, best_count = set(unresolved), None, 0
+            for pair in draw.sample(unresolved, min(len(unresolved), 10)):
+                choices = [self._draw_with(pair, draw) for _ in range(CANDIDATES)]
+                found = [choice for choice in choices if choice is not None]
+                for choice in found:
+                    if choice not in self.reasons and (count := len(pairs_of(choice) & is_open)) > best_count:
+                        best, best_count = choice, count
+                if not found:
+                    self.excluded.add(pair)
+            if best is not None:
+                return best
+        return None
 
-def all_pairs() -> Iterator[Any]:
-    for (i, names), (j, others) in combinations(enumerate(FACTORS.values()), 2):
-        for name in names:
-            for other in others:
-                if any(possible(c) for c in example_compositions({i: name, j: other})):
-                    yield (i, name), (j, other)
-
-
-def example_compositions(fixed: Mapping[int, str]) -> Iterator[Composition]:
-    """Compositions with these parts, with few choices for the others: enough to know whether any is possible."""
-    examples = [["events"], ["attention"], ["next", "cloze"], ["naive"], ["greedy"]]
-    for objective in examples[2]:
-        choice = [names[0] for names in examples]
-        choice[2] = objective
-        for factor, name in fixed.items():
+    def _draw_with(self, pair: Pair, draw: random.Random) -> Composition | None:
+        """A random composition with the pair, if it may be worth a try."""
+        choice = [draw.choice(names) for names in FACTORS.values()]
+        for factor, name in pair:
             choice[factor] = name
-        yield tuple(choice)
+        composition = tuple(choice)
+        return composition if possible(composition) and not pairs_of(composition) & self.blamed else None
 
 
-def propose(pairs: Pairs, unresolved: Sequence[Any], draw: random.Random) -> Composition:
-    """The composition with the most open pairs, of some random ones that have one of the unresolved pairs."""
-    best, best_count = None, -1
-    while best is None:
-        for _ in range(CANDIDATES):
-            choice = [draw.choice(names) for names in FACTORS.values()]
-            for factor, name in draw.choice(unresolved):
-                choice[factor] = name
-            if possible(tuple(choice)):
-                count = sum(map(pairs.is_open, pairs_of(tuple(choice))))
-                if count > best_count:
-                    best, best_count = tuple(choice), count
-    return best
+@cache
+def all_pairs() -> list[Pair]:
+    """All pairs that `possible` lets meet."""
+    pairs: list[Pair] = []
+    for (i, names), (j, others) in combinations(enumerate(FACTORS.values()), 2):
+        for pair in product(((i, name) for name in names), ((j, name) for name in others)):
+            for objective in ("next", "cloze"):
+                example = ["events", "attention", objective, "naive", "greedy"]
+                for factor, name in pair:
+                    example[factor] = name
+                if possible(tuple(example)):
+                    pairs.append(pair)
+                    break
+    return pairs
 
 
-def page(pairs: Pairs, results: Mapping[Composition, str]) -> str:
+def page(results: Results) -> str:
     factors = list(FACTORS)
-    lines = [HEADER.format(runs=len(results), worked=sum(not reason for reason in results.values())),
-             "| parts | pairs | work together | refused |", "|---|---|---|---|"]
-    refused: defaultdict[str, list[Any]] = defaultdict(list)
-    totals: defaultdict[Any, list[int]] = defaultdict(lambda: [0, 0, 0])
+    num_worked = sum(not reason for reason in results.reasons.values())
+    lines = [HEADER.format(runs=len(results.reasons), worked=num_worked),
+             "| parts | pairs | work together | refused | left out |", "|---|---|---|---|---|"]
+    totals: defaultdict[tuple[int, int], Counter[str]] = defaultdict(Counter)
+    refused: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for pair in all_pairs():
-        total = totals[pair[0][0], pair[1][0]]
-        total[0] += 1
-        if pairs.worked[pair]:
-            total[1] += 1
-        elif pairs.reasons[pair]:
-            total[2] += 1
-            reason = Counter(map(generalise, pairs.reasons[pair])).most_common(1)[0][0]
-            refused[reason].append(pair)
-    lines += [f"| {factors[i]} and {factors[j]} | {total} | {worked} | {never} |"
-              for (i, j), (total, worked, never) in totals.items()]
+        outcome = "worked" if pair in results.worked else "refused" if pair in results.blamed else "left out"
+        totals[pair[0][0], pair[1][0]][outcome] += 1
+        if outcome == "refused":
+            reasons = Counter(generalise(results.reasons[composition]) for composition in results.refusals[pair])
+            refused[reasons.most_common(1)[0][0]][pair[1][1]].append(pair[0][1])
+    lines += [f"| {factors[i]} and {factors[j]} | {total.total()} | {total['worked']} | {total['refused']} | "
+              f"{total['left out']} |" for (i, j), total in totals.items()]
     lines += ["", "Refused, by what the error says:", ""]
-    for reason, members in sorted(refused.items(), key=lambda item: -len(item[1])):
-        lines.append(f"- {reason}: {'; '.join(f'{first} and {second}' for (_, first), (_, second) in members)}")
+    lines += [f"- {reason}: {'; '.join(f'{name} with {_listed(others)}' for name, others in members.items())}"
+              for reason, members in sorted(refused.items(), key=lambda item: -sum(map(len, item[1].values())))]
     return "\n".join([*lines, "", f"Run on {describe_machine()}.", ""])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
 
 
 def generalise(reason: str) -> str:
@@ -195,8 +227,9 @@ scores are finite, a loaded model scores and continues exactly as the one that w
 answer (`segue.testing.check_composition`, for parts of your own too).
 
 {runs:,} compositions were run; {worked:,} worked, and the others were refused by an error that says why. No one broke.
-A pair counts as working if it worked in at least one whole composition; mixers that look ahead are paired with
-objectives that read both ways, and times with events, since nothing else can be.
+Of the pairs of two parts, *refused* are those that are to blame for a refusal: they never worked, whatever stood beside
+them. *Left out* are those that can meet only beside a refused pair. Mixers that look ahead are paired with objectives
+that read both ways, and times with events, since nothing else can be.
 """
 
 
@@ -207,23 +240,20 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, default=PAGE.with_suffix(".cells.json"), help="where results are kept")
     arguments = parser.parse_args()
     cells, draw = Cells(arguments.cells), random.Random(arguments.seed)
-    results: dict[Composition, str] = {tuple(name.split(" x ")): reason for name, reason in cells.values.items()}
-    pairs = Pairs(results)
+    results = Results({tuple(name.split(" x ")): reason for name, reason in cells.values.items()})
     with tempfile.TemporaryDirectory() as temporary:
         files = write_samples(temporary)
         for number in range(arguments.runs):
-            if not (unresolved := pairs.open()):
+            if (composition := results.propose(draw)) is None:
                 break
-            composition = propose(pairs, unresolved, draw)
-            while composition in results:
-                composition = propose(pairs, [draw.choice(unresolved)], draw)
             name = " x ".join(composition)
-            results[composition] = cells.compute({name: partial(run, composition, files)}, 1)[name]
-            pairs.add(composition, results[composition])
-            print(f"{number + 1} ({len(unresolved)} pairs left): {name}: {results[composition] or 'works'}", flush=True)
-    if broken := [f"{' x '.join(name)}: {reason}" for name, reason in results.items() if reason.startswith(BROKEN)]:
+            results.add(composition, cells.compute({name: partial(run, composition, files)}, 1)[name])
+            print(f"{number + 1} ({len(results.unresolved())} pairs left): {name}: "
+                  f"{results.reasons[composition] or 'works'}", flush=True)
+    if broken := [f"{' x '.join(name)}: {reason}" for name, reason in results.reasons.items()
+                  if reason.startswith(BROKEN)]:
         sys.exit("\n".join(broken))
-    write_text(PAGE, page(pairs, results))
+    write_text(PAGE, page(results))
 
 
 if __name__ == "__main__":

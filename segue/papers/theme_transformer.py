@@ -158,7 +158,7 @@ def theme_nats(arm: str, model: Stack | EncoderDecoder, examples: list[tuple[Ids
     return total / count
 
 
-def score_conditioning(arm: str, seed: int, steps: int, train: int, count: int) -> dict[str, Any]:
+def score_conditioning(arm: str, seed: int, steps: int, train: int, count: int, length: int = LENGTH) -> dict[str, Any]:
     """Train an arm; nats of returning themes given the right theme and another piece's, and the returns of the theme in
     generated pieces, in all and in their last third."""
     training, test = pieces(seed, train), pieces(seed + 500_000, count)
@@ -172,10 +172,10 @@ def score_conditioning(arm: str, seed: int, steps: int, train: int, count: int) 
     model.eval()
     shuffled = [(test[i - 1][0], ids) for i, (_, ids) in enumerate(test)]
     prompts = [[*make_prefix(arm, theme), OPEN] for theme, _ in test]
-    answers = generate(model, prompts, LENGTH - 1, "sample", seed=seed)
+    answers = generate(model, prompts, length - 1, "sample", seed=seed)
     generated = [occurrences(theme, [OPEN, *answer.tokens]) for (theme, _), answer in zip(test, answers)]
     real = [occurrences(theme, ids) for theme, ids in test]
-    last_third = LENGTH * 2 // 3
+    last_third = length * 2 // 3
     return {"theme nats": theme_nats(arm, model, test), "shuffled": theme_nats(arm, model, shuffled),
             "returns": float(np.mean([len(ends) for ends in generated])),
             "late": float(np.mean([sum(end > last_third for end in ends) for ends in generated])),
