@@ -41,7 +41,7 @@ from segue.training.recipe import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "learning-composition.md"
-TRIES = 3  # compositions of a pair that must be refused before it can be to blame
+TRIES = 6  # compositions of a pair that must be refused before it can be to blame
 CANDIDATES = 60  # compositions to choose the next one from, for each of ten pairs
 DRAFT = "draft: "  # before the name of a drafter, which stands for greedy decoding with its drafts
 BROKEN = "broken: "
@@ -104,8 +104,9 @@ class Results:
     """What is known of compositions and, from them, of pairs of parts.
 
     reasons: by composition, "" if it worked, else why it was refused. worked: pairs that were in one that worked.
-    blamed: pairs by which all refusals are explained: each was refused `TRIES` times or more, and never worked; the
-    fewer, the better (a greedy set cover). excluded: pairs that can only stand in compositions with blamed ones.
+    blamed: pairs by which refusals are explained: each was refused `TRIES` times or more and never worked; the fewer,
+    the better (a greedy set cover). settled: those that were refused where all other pairs are known to work, or never
+    can be. excluded: pairs that can only stand in compositions with blamed ones.
     """
 
     def __init__(self, reasons: dict[Composition, str]) -> None:
@@ -113,6 +114,7 @@ class Results:
         self.worked: set[Pair] = set().union(*(pairs_of(c) for c, reason in reasons.items() if not reason))
         self.refusals: defaultdict[Pair, set[Composition]] = defaultdict(set)
         self.excluded: set[Pair] = set()
+        self.settled: set[Pair] = set()
         for composition, reason in reasons.items():
             if reason:
                 for pair in pairs_of(composition):
@@ -123,9 +125,9 @@ class Results:
         self.reasons[composition] = reason
         if not reason:
             self.worked |= pairs_of(composition)
-            return
-        for pair in pairs_of(composition):
-            self.refusals[pair].add(composition)
+        else:
+            for pair in pairs_of(composition):
+                self.refusals[pair].add(composition)
         self.blamed = self._find_blamed()
 
     def _find_blamed(self) -> set[Pair]:
@@ -146,12 +148,12 @@ class Results:
                 and pair not in self.excluded]
 
     def propose(self, draw: random.Random) -> Composition | None:
-        """A new composition without blamed pairs that has as many unresolved ones as possible; None: all pairs are
-        resolved."""
+        """A new composition without blamed pairs that has as many unresolved ones as possible; then one that shows
+        whether a blamed pair is blamed rightly, for no other pair can be; None: nothing is left to know."""
         while unresolved := self.unresolved():
             is_open, best, best_count = set(unresolved), None, 0
             for pair in draw.sample(unresolved, min(len(unresolved), 10)):
-                choices = [self._draw_with(pair, draw) for _ in range(CANDIDATES)]
+                choices = [self._draw_with(pair, draw, self.blamed) for _ in range(CANDIDATES)]
                 found = [choice for choice in choices if choice is not None]
                 for choice in found:
                     if choice not in self.reasons and (count := len(pairs_of(choice) & is_open)) > best_count:
@@ -160,15 +162,23 @@ class Results:
                     self.excluded.add(pair)
             if best is not None:
                 return best
+        for pair in sorted(self.blamed - self.settled):
+            if not any(pairs_of(refused) - {pair} <= self.worked for refused in self.refusals[pair]):
+                for _ in range(500):
+                    drawn = self._draw_with(pair, draw, self.blamed - {pair})
+                    if drawn is not None and drawn not in self.reasons and pairs_of(drawn) - {pair} <= self.worked:
+                        return drawn
+            self.settled.add(pair)
         return None
 
-    def _draw_with(self, pair: Pair, draw: random.Random) -> Composition | None:
-        """A random composition with the pair, if it may be worth a try."""
+    @staticmethod
+    def _draw_with(pair: Pair, draw: random.Random, avoided: set[Pair]) -> Composition | None:
+        """A random composition with the pair, if it is possible and has none of the avoided ones."""
         choice = [draw.choice(names) for names in FACTORS.values()]
         for factor, name in pair:
             choice[factor] = name
         composition = tuple(choice)
-        return composition if possible(composition) and not pairs_of(composition) & self.blamed else None
+        return composition if possible(composition) and not pairs_of(composition) & avoided else None
 
 
 @cache
@@ -198,7 +208,9 @@ def page(results: Results) -> str:
         outcome = "worked" if pair in results.worked else "refused" if pair in results.blamed else "left out"
         totals[pair[0][0], pair[1][0]][outcome] += 1
         if outcome == "refused":
-            reasons = Counter(generalise(results.reasons[composition]) for composition in results.refusals[pair])
+            alone = [composition for composition in results.refusals[pair]
+                     if pairs_of(composition) & results.blamed == {pair}] or results.refusals[pair]
+            reasons = Counter(generalise(results.reasons[composition]) for composition in alone)
             refused[reasons.most_common(1)[0][0]][pair[1][1]].append(pair[0][1])
     lines += [f"| {factors[i]} and {factors[j]} | {total.total()} | {total['worked']} | {total['refused']} | "
               f"{total['left out']} |" for (i, j), total in totals.items()]
@@ -213,8 +225,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def generalise(reason: str) -> str:
-    """The reason without the names and numbers that it is about, up to its advice."""
-    return re.sub(r"'[^']*'", "'...'", reason).partition(": choose")[0]
+    """The reason without the names that it is about, up to its advice."""
+    reason = re.sub(rf"^({'|'.join(map(re.escape, STRATEGIES))}) (?=asks)", "the strategy ", reason)
+    return re.sub(r"'[^']*'|(?<=objective )\w+", "...", reason).partition(": choose")[0]
 
 
 HEADER = """# What learns with what

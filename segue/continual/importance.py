@@ -337,6 +337,7 @@ class SI(PathImportance):
     """
 
     name = "si"
+    asks_next = True  # for the Fisher information of earlier data
     default_strength = 100.0
 
     def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, damping: float = 1e-3,

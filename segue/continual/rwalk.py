@@ -29,6 +29,7 @@ class RWalk(PathImportance):
     """
 
     name = "rwalk"
+    asks_next = True  # for the Fisher information of earlier data
     default_strength = 10.0
 
     def __init__(self, strength: float | None = None, alpha: float = 0.9, every: int = 10, damping: float = 1e-3,

@@ -182,7 +182,7 @@ class UpdateJob:
     def refusal(self, strategy: Strategy) -> str:
         """Why the strategy cannot be used, and which can; "" if it can."""
         both_ways = (self.fitted.report.values.get("plan") or {}).get("objective") in BOTH_WAYS
-        return "asks for the next element, and this model reads both ways: choose replay, agem, gem, si, l2, lora, " \
+        return "asks for the next element, and this model reads both ways: choose replay, agem, gem, l2, lora, " \
                "merge or naive" if both_ways and strategy.asks_next else ""
 
     def check(self, data: Data) -> None:
