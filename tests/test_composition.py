@@ -158,3 +158,15 @@ def test_a_reloaded_model_that_differs_is_detected(samples: dict[str, Path], mon
     monkeypatch.setattr(Fitted, "decodable", stale)
     with pytest.raises(ContractBroken, match=r"update: a loaded model (continues|is evaluated) otherwise"):
         check_composition(data, decoder="sample", steps=20)
+
+
+def test_the_page_of_compositions_has_every_part() -> None:
+    tool = script("tools/compositions.py")
+    page = (ROOT / "docs" / "learning-composition.md").read_text(encoding="utf-8")
+    sizes = {name: len(parts) for name, parts in tool.FACTORS.items()}
+    assert sizes["kind"] == len(KINDS) and sizes["mixer"] == len(MIXERS) and sizes["strategy"] == len(STRATEGIES)
+    for first, second in itertools.combinations(sizes, 2):
+        row = re.search(rf"^\| {first} and {second} \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", page, re.MULTILINE)
+        assert row is not None and int(row[1]) == sum(int(row[i]) for i in (2, 3, 4)), (first, second)
+        if (first, second) == ("kind", "strategy"):
+            assert int(row[1]) == sizes["kind"] * sizes["strategy"], "run tools/compositions.py again"

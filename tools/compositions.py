@@ -239,7 +239,7 @@ evaluated, continued, updated, and all of that again after the update, for a few
 scores are finite, a loaded model scores and continues exactly as the one that was saved, and drafts change no greedy
 answer (`segue.testing.check_composition`, for parts of your own too).
 
-{runs:,} compositions were run; {worked:,} worked, and the others were refused by an error that says why. No one broke.
+{runs:,} compositions were run; {worked:,} worked, and the others were refused by an error that says why. None broke.
 Of the pairs of two parts, *refused* are those that are to blame for a refusal: they never worked, whatever stood beside
 them. *Left out* are those that can meet only beside a refused pair. Mixers that look ahead are paired with objectives
 that read both ways, and times with events, since nothing else can be.
