@@ -14,6 +14,7 @@ from scripts import script
 from test_decoding import WAYS, drafters, prompts_for
 
 import segue
+from segue.continual import STRATEGIES
 from segue.decoding import ACCEPTORS, DECODERS, DRAFTERS, generate
 from segue.errors import SegueError
 from segue.kinds import KINDS
