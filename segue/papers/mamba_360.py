@@ -5,7 +5,7 @@ The survey's two findings in one experiment: state spaces model long sequences b
 recalls better than any state space that applies the same linear map at every position. Five mixers (attention, S4D,
 LRU, Hyena, Mamba) in one stack, at equal parameters and steps, on ListOps, handwritten digits read pixel by pixel, a
 delayed cue, and multi-query recall. The verdict needs the best state space ahead of attention over the three long tasks
-and attention ahead of the time-invariant mixers at recall, and that each task was learned by some mixer at all. """
+and attention ahead of the time-invariant mixers at recall, and that each task was learned by some mixer at all."""
 
 from __future__ import annotations
 
