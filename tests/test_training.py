@@ -479,6 +479,13 @@ def test_kill_9_at_20_random_moments(tmp_path: Path) -> None:
     killed_fit(tmp_path, 20, 600)
 
 
+def test_early_stopping_keeps_the_averaged_weights() -> None:
+    run = make(ema=0.9, patience=9)
+    run.train(quiet=True)
+    assert run.held_out is not None and run.held_out(run.model) == run.best == min(e["held_out"] for e in run.curve)
+    assert all(torch.equal(p, run.average[name]) for name, p in run.model.named_parameters())  # the last were the best
+
+
 def make_of_two() -> Run:
     """What two processes train in test_parallel."""
     return make(steps=8, rows=4)
@@ -504,6 +511,16 @@ def test_fit_learns_saves_and_loads(tmp_path: Path) -> None:
         segue.fit(items, out=tmp_path / "m", steps=151, quiet=True, **SMALL)
     loaded.save(tmp_path / "copy")
     assert torch.equal(weights(segue.load(tmp_path / "copy").model), weights(fitted.model))
+
+
+def test_held_out_data_are_part_of_a_fit(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"out": tmp_path / "m", "steps": 3, "quiet": True, "mix": False, **SMALL}
+    first = segue.fit(sequences(), held_out=sequences(5, seed=1), **options)
+    same = segue.fit(sequences(), held_out=sequences(5, seed=1), **options)
+    assert same.report["held_out"]["units"] == first.report["held_out"]["units"]
+    for other in (sequences(5, seed=2), None):
+        with pytest.raises(SegueError, match="the held-out data"):
+            segue.fit(sequences(), held_out=other, **options)
 
 
 def test_a_fit_killed_at_its_end_resumes_to_the_same_model(tmp_path: Path,
