@@ -648,7 +648,7 @@ def test_strategies_are_parsed_from_text_and_mistakes_named() -> None:
     assert combined.strategies[0].strength == 7 and combined.strategies[1].share == 0.25  # type: ignore[attr-defined]
     for text, message in (("magic", "choose from naive, replay"), ("ewc:power=3", "with strength, keep"),
                           ("ewc:strength=strong", "no number"), ("naive:x=1", "no settings"),
-                          ("gss:share=2", "between 0")):
+                          ("gss:share=2", "between 0"), ("mir:among=old", "choose from uniform, earlier")):
         with pytest.raises(SegueError, match=message):
             strategy_named(text)
 

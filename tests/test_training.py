@@ -479,6 +479,16 @@ def test_kill_9_at_20_random_moments(tmp_path: Path) -> None:
     killed_fit(tmp_path, 20, 600)
 
 
+def test_a_large_seed_is_a_seed() -> None:
+    """A date and time, for example."""
+    runs = [make(seed=seed, steps=2) for seed in (20261127233015, 20261127233016)]
+    for run in runs:
+        run.train(quiet=True)
+    assert not torch.equal(*(weights(run.model) for run in runs))
+    with pytest.raises(SegueError, match="seed must be from 0"):
+        Plan(9).with_(seed=2**64)
+
+
 def test_early_stopping_keeps_the_averaged_weights() -> None:
     run = make(ema=0.9, patience=9)
     run.train(quiet=True)

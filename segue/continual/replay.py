@@ -166,6 +166,7 @@ class MIR(Replay):
 
     def __init__(self, capacity: int = 1000, share: float = 0.5, candidates: int = 50, rate: float | None = None,
                  update: str = "reservoir", among: str = "uniform", seed: int = 0) -> None:
+        check_choice("among", among, RETRIEVALS)
         super().__init__(capacity, share, update, partial(retrieve_interfered, candidates=candidates, rate=rate,
                                                           among=RETRIEVALS[among]), seed=seed)
 

@@ -17,7 +17,7 @@ from segue.models.base import pad_rows
 
 def generator_of(seed: int, step: int) -> torch.Generator:
     """A random generator for one training step, determined by the run's seed and the step number alone."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
 @dataclass(frozen=True)

@@ -143,8 +143,9 @@ warmup 0 and cooldown 0; only the run before a release has a cool-down."""
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("width", "depth", "heads", "hidden", "context", "rows", "accumulate", "steps", "threads", "measure"),
      lambda value: value >= 1, "at least 1"),
-    (("rate", "table_rate", "vector_rate", "state_rate", "decay", "clip", "patience", "seed"),
+    (("rate", "table_rate", "vector_rate", "state_rate", "decay", "clip", "patience"),
      lambda value: 0 <= value < math.inf, "0 or more"),
+    (("seed",), lambda value: 0 <= value < 2**63, "from 0 to 2^63 - 1"),
     (("dropout", "ema", "prune"), lambda value: 0 <= value < 1, "a part of a whole, from 0 to below 1"),
     (("warmup", "cooldown", "distil", "floor"), lambda value: 0 <= value <= 1, "a part of a whole, from 0 to 1"),
 )
