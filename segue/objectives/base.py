@@ -178,6 +178,7 @@ def content_rng(*tokens: int) -> np.random.Generator:
 
 
 class Objective(Protocol):
-    """A training objective: computes the loss of a model on a batch."""
+    """A training objective: computes the loss of a model on a batch. One whose loss is no sum over rows, since it
+    compares them with each other, has an attribute `compares_rows`, which is true."""
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss: ...

@@ -69,6 +69,9 @@ class Run:
         self.seconds, self.most_steps = seconds, most_steps
         if plan.checkpointing and not isinstance(model, Stack):
             raise SegueError(f"a {type(model).__name__} cannot recompute its blocks: leave checkpointing out")
+        if getattr(self.objective, "compares_rows", False) and (plan.accumulate > 1 or distributed.world_size() > 1):
+            raise SegueError(f"{type(self.objective).__name__} compares the rows of a batch with each other, which "
+                             "would be apart: leave accumulate out, and train by one process")
         if isinstance(model, Stack):
             model.checkpointing = plan.checkpointing
         self.device = next(model.parameters()).device
