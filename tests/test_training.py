@@ -777,6 +777,10 @@ def test_tally_counts_hits_and_nats() -> None:
     assert np.allclose(result.nats, [-math.log(0.75) - math.log(0.25), -math.log(0.9)])
     assert result.hits[:, 0].tolist() == [1, 1] and result.counts.tolist() == [2, 1]
     assert result.bins[0].sum() == 3 and result.bins[1].sum() == pytest.approx(0.75 + 0.75 + 0.9)
+    guess = Tally(1)
+    guess.add(torch.zeros(16, 8), torch.arange(16) % 8, torch.zeros(16, dtype=torch.long))
+    assert guess.result().hits.tolist() == [[2, 10, 16]], "equal scores are right as often as chance"
+    assert guess.result().bins[1:].sum(1) == pytest.approx(2)
 
 
 def test_the_bootstrap_interval_covers_the_mean() -> None:
