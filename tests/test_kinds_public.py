@@ -52,3 +52,21 @@ def test_times_of_traders_and_of_prom(tmp_path: Path) -> None:
     content = lines(lambda i: f"{i // 4};{35654423 + i};09-10-2012:1{i % 10}.{10 + i};{one_of('decide', 'pay')}",
                     head="Case ID;Event ID;dd-MM-yyyy:HH.mm;Activity\n")
     check(put(tmp_path / "running.csv", content), "events", 10, "when=dd-MM-yyyy:HH.mm (2012-10-09 10:10:00")
+
+
+# -- Rows
+
+@pytest.mark.parametrize("head, row, label", [
+    ("age,workclass,sex,hours,income", lambda i: f"{20 + i},Private,{one_of('Male', 'Female')},{30 + i % 9},"
+     f"{one_of('<=50K', '>50K')}", "income"),
+    ("id,gender,age,bmi,smokes,stroke", lambda i: f"{9 * i + 3},{one_of('Male', 'Female')},{30 + i * 7 % 40},"
+     f"{near(28, 3, 1)},{one_of('yes', 'no', 'once')},{i % 3 // 2}", "stroke"),
+    ("male,age,chol,glucose,TenYearCHD", lambda i: f"{i % 2},{30 + i * 7 % 40},{near(230, 30, 1)},{near(80, 9, 1)},"
+     f"{i % 3 // 2}", "TenYearCHD"),
+    ("X,Y,month,temp,wind,area", lambda i: f"{draw.integers(9)},{draw.integers(7)},{one_of('mar', 'oct')},"
+     f"{near(18, 4, 1)},{near(4, 1, 1)},{near(9, 3)}", None)])
+def test_the_class_is_no_trait_of_people_and_no_place(tmp_path: Path, head: str, row: Callable[[int], str],
+                                                      label: str | None) -> None:
+    note = f"class={label} (last)" if label else "area"
+    data = check(put(tmp_path / "people.csv", lines(row, 80, head + "\n")), "rows", 80, note)
+    assert label or "class=" not in data.problems.description
