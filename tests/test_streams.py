@@ -13,7 +13,7 @@ from segue.decoding.streams import continue_streams
 from segue.errors import SegueError
 from segue.mixers.cross import PositionAwareCrossAttention, make_cross_attention
 from segue.mixers.layout import Layout
-from segue.models import StackConfig
+from segue.models import Stack, StackConfig
 from segue.models.streams import CODES, START, STOP, MultiStream, delay_codes, next_targets, undelay_codes
 from segue.objectives import Batch, EachStream
 from segue.training.learn import learn
@@ -148,3 +148,9 @@ def test_bad_options_are_refused() -> None:
         make_cross_attention(8, {"mixer": "hydra", "heads": 2})
     with pytest.raises(SegueError, match="unknown"):
         make_cross_attention(8, {"mixer": "nothing"})
+
+
+def test_states_within_a_cross_attention_have_their_own_learning_rate() -> None:
+    config = StackConfig(9, 8, ["gru"], cross={"mixer": "mamba", "states": 4})
+    inner = make_cross_attention(8, {"mixer": "mamba", "states": 4}).state_parameters()
+    assert inner and len(Stack(config).state_parameters()) == len(inner)

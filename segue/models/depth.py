@@ -76,7 +76,7 @@ class DepthSchedule:
         if isinstance(depth, DepthSchedule):
             return depth
         most, _, least = str(depth).partition("-")
-        if not most.isdigit() or not (least or most).isdigit():
+        if not most.isdecimal() or not (least or most).isdecimal():
             raise SegueError(f"depth '{depth}' is not a number of layers, such as 4, or two, such as 8-3: so many at "
                              "an answer's beginning and at its end")
         return cls.linear(int(most), int(least or most), length)
