@@ -106,7 +106,8 @@ class Mixer(nn.Module):
         raise SegueError(f"{type(self).__name__} has no form for the compiled CPU engine")
 
     def state_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the state itself (decay rates, step sizes): own learning rate, no weight decay."""
+        """Parameters of this mixer's state itself (decay rates, step sizes), without those of mixers inside it: own
+        learning rate, no weight decay."""
         return []
 
     def penalty(self) -> Tensor | None:

@@ -186,9 +186,6 @@ class PositionAwareCrossAttention(Mixer):
         self.constant_state = self.mixer.constant_state
         self.resettable = self.mixer.resettable
 
-    def state_parameters(self) -> list[nn.Parameter]:
-        return self.mixer.state_parameters()
-
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         k = like.new_zeros(batch, 1, 0, self.width)
         mixer_parts = {f"cross {name}": part for name, part in self.mixer.parts(batch, like, history).items()}

@@ -134,9 +134,6 @@ class Scheduled(OnePassModel, nn.Module):
         depths = self.schedule.depths
         return f"{self.stack.path}, {depths[0]} to {depths[-1]} of {len(self.spans)} layers"
 
-    def state_parameters(self) -> list[nn.Parameter]:
-        return self.stack.state_parameters()
-
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """`Stack.hidden` in which nodes beyond a layer's span skip that layer."""
         offsets = offsets_from_prompts(layout) if state is None else state.offset_from_prompt(layout.positions)

@@ -154,9 +154,6 @@ class PointProcess(nn.Module):
         """Whether several sequences may be packed into one row."""
         return self.stack.resettable and self.config.head != "query" and self.prompts is None
 
-    def state_parameters(self) -> list[nn.Parameter]:
-        return self.stack.state_parameters()
-
     # Reading events.
 
     def _events(self, history: History) -> tuple[Tensor, Tensor]:

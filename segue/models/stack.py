@@ -535,8 +535,3 @@ class Stack(OnePassModel, nn.Module):
     def layout_form(self) -> Stack:
         """See `segue.models.base.layout_form`."""
         return self
-
-    def state_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the mixers' states: own learning rate, no weight decay."""
-        return [parameter for block in dict.fromkeys(self.blocks) for mixer in (block.mixer, block.cross)
-                if mixer is not None for parameter in mixer.state_parameters()]
