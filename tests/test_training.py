@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import segue
 from segue.data import of
@@ -29,6 +30,9 @@ from segue.files import held, write_json
 from segue.kernels.attention import causal_attention
 from segue.kinds import ByteCodec
 from segue.models import Stack, StackConfig
+from segue.models.classify import Classifier, LinearHead
+from segue.models.equivariant import Equivariant
+from segue.models.windows import WindowRecurrence
 from segue.objectives import Batch, NextElement, objective_named
 from segue.objectives.next_element import head_cross_entropy
 from segue.training import Arrays, Batches, Plan, Run, Strategy
@@ -190,7 +194,7 @@ def test_orthogonalise_equalises_singular_values(shape: tuple[int, int, int]) ->
 def test_parameters_are_grouped_by_role() -> None:
     model = Stack(StackConfig(20, 16, ["mamba", "attention"], options={"attention": {"heads": 2}}))
     groups = groups_of(model, muon=True)
-    state = {id(p) for p in model.state_parameters()}
+    state = {id(p) for p in model.blocks[0].mixer.state_parameters()}
     assert {id(p) for p in groups["state"].values()} == state and state
     assert set(groups["table"]) == {"embedding.weight"}
     assert all(p.dim() == 2 for p in groups["matrix"].values())
@@ -199,6 +203,17 @@ def test_parameters_are_grouped_by_role() -> None:
     optimiser = Optimiser(model, dict.fromkeys(("weight", "table", "vector", "state"), 0.1), 0.5, muon=False)
     assert {g["name"]: g["weight_decay"] for g in optimiser.adam.param_groups} == \
         {"weight": 0.5, "table": 0.0, "vector": 0.0, "state": 0.0}
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda stack: Classifier(stack, LinearHead(16, 3)), lambda stack: Equivariant(stack, torch.arange(20)),
+    lambda stack: WindowRecurrence(stack, 4), lambda stack: nn.ModuleList([stack, nn.Linear(2, 2)])])
+def test_states_within_any_model_are_found(wrap: Any) -> None:
+    stack = Stack(StackConfig(20, 16, ["mamba", "bidirectional"], {"bidirectional": {"mixer": "s5"}}))
+    names = {name.rpartition("mixer.")[2] for name in groups_of(wrap(stack), muon=False)["state"]}
+    recurrence = {f"{way}.recurrence.{name}" for way in ("ahead", "back") for name in ("rate", "frequency", "step")}
+    assert names == {"scan.A_log", "scan.D", "step.bias"} | recurrence
+
 
 
 @pytest.mark.parametrize("options", [{"muon": True}, {"muon": False}, {"sgd": True}])
