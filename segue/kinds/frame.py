@@ -42,13 +42,14 @@ LOG = "log"  # in place of a delimiter: a web server's log
 LINE_SEMICOLON = re.compile(r",?;[ \t]*\r?(\n|$)")  # a semicolon, where it ends a line of commas
 SEPARATOR = "\x1f"  # ASCII's unit separator, in place of a delimiter of several characters
 DELIMITERS = (",", ";", "\t", "|", "::", " ")  # between cells; a blank stands for any run of blanks
-DELIMITED = frozenset((".csv", ".tsv", ".tab", ".arff", ".inter"))  # the last as RecBole has them
+DELIMITED = frozenset((".csv", ".tsv", ".tab", ".psv", ".arff", ".inter"))  # the last as RecBole has them
 LINES = frozenset((".jsonl", ".ndjson"))
 JSON = LINES | {".json", ".jsonocel"}
 PARQUET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc", ".orc"))  # and its like
-# Files that may hold a table.
+# Files that may hold a table; so may those that are numbered, as of one day or person, and more of UCI's.
 TABULAR = DELIMITED | JSON | PARQUET | {
-    "", *words(".txt .dat .data .log .list .trn .tra .tst .tes .train .test .pgn .sgf")}
+    "", *words(".txt .dat .data .log .list .trn .tra .tst .tes .train .test .pgn .sgf .rdb .tbl .prn .asc")}
+NUMBERED = re.compile(r"\.(\d+|data[^a-z].*|.*-data)")
 SINGLE_QUOTED = re.compile(r"'[^'\n]*'([,;\t]'[^'\n]*')+\s*\n")  # a heading in quotation marks of another sort
 IDS = re.compile(r"[A-Za-z_]{0,4}\d+(-\d+)?( +[A-Za-z_]{0,4}\d+(-\d+)?)*")  # N55528 N19639
 BARE_LIST = re.compile(r"\[\w[\w-]*(\s*,\s*\w[\w-]*)+\]")  # [E5,E22], a list of words without quotation marks
@@ -136,6 +137,12 @@ def glance(path: Path, head: bytes) -> Look | None:
         return _look_json(suffix, text, len(head) >= HEAD)
     look = _look_text(suffix, text, len(head) >= HEAD)
     return look if look is not None and (len(look.names) > 1 or suffix in DELIMITED) else None
+
+
+def is_tabular(path: Path) -> bool:
+    """By its name, without a compression suffix: whether a file may hold a table."""
+    suffix = path.suffix.lower()
+    return suffix in TABULAR or NUMBERED.fullmatch(suffix) is not None
 
 
 def is_parquet(head: bytes) -> bool:
@@ -331,14 +338,14 @@ def _num_title_rows(counts: list[int], width: int) -> int:
 
 
 def _comment_header(comments: list[str], delimiter: str, quoted: bool, width: int) -> list[str]:
-    """The names of `width` columns where the last comment line above the table gives them ("#Fields: date time"); else
-    nothing."""
-    if not comments:
-        return []
-    cells = next(_cells([comments[-1].lstrip("#% ")], delimiter, quoted), (0, [""]))[1]
-    cells = cells[len(cells) == width + 1 and cells[0][-1:] == ":" :]  # without Fields:
-    named = len({*cells} - {""}) == len(cells) == width > 1 and not any(map(number, cells))
-    return [name.strip() for name in cells] if named else []
+    """The names of `width` columns where a comment line above the table gives them ("#Fields: date time"), the last
+    that may do so; else nothing."""
+    for comment in reversed(comments):
+        cells = next(_cells([comment.lstrip("#% ")], delimiter, quoted), (0, [""]))[1]
+        cells = cells[len(cells) == width + 1 and cells[0].rstrip(":").lower() == "fields" :]
+        if len({*cells} - {""}) == len(cells) == width > 1 and not any(map(number, cells)):
+            return [name.strip() for name in cells]
+    return []
 
 
 def _parse_lists(rows: list[list[str]], width: int) -> list[list[Any]]:

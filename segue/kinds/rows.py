@@ -20,9 +20,9 @@ from segue.files import atomic_write
 from segue.kinds.base import Dataset, Kind, Problems, Record, looks_binary, of_class, words
 from segue.kinds.codecs import MISSING, CellCodec, Codec, decimal
 from segue.kinds.columns import class_column, class_of, has_class, look, says_few
-from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, Frame, Look, glance, is_parquet, load_table
+from segue.kinds.frame import DELIMITED, JSON, PARQUET, Frame, Look, glance, is_parquet, is_tabular, load_table
 from segue.kinds.frame import number as is_number
-from segue.kinds.moment_rows import counts_rows, numbers_of
+from segue.kinds.moment_rows import counts_rows, numbers_of, says_when
 from segue.kinds.numbers import likeness, number_in
 from segue.kinds.roles import (
     WHAT,
@@ -31,9 +31,11 @@ from segue.kinds.roles import (
     are_wordy,
     column_called,
     has_merged_cells,
+    is_growing,
     measured,
     numbered,
     time_column,
+    with_joined_times,
 )
 from segue.kinds.series import says_class
 from segue.kinds.table import in_blocks
@@ -61,8 +63,7 @@ class Rows(Kind):
     decoder = "sample"
 
     def sniff(self, path: Path, head: bytes) -> float:
-        if (path.suffix.lower() not in TABULAR and not is_parquet(head)) or (looks_binary(head)
-                                                                             and not is_parquet(head)):
+        if not is_parquet(head) and (not is_tabular(path) or looks_binary(head)):
             return 0.0
         table = glance(path, head)
         has_table_suffix = path.suffix.lower() in DELIMITED | JSON | PARQUET
@@ -111,6 +112,15 @@ class Rows(Kind):
                     continue
                 name = of_class(name, labels[i])
             yield Record([f"{column}={cell}" for column, cell in zip(order, row)], name=name)
+
+    def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
+                 **options: Any) -> Iterator[Record]:
+        """As `Kind.read_all`, but of all files the columns of the first are read."""
+        for path in paths:
+            for record in super().read_all([path], problems, named, **options):
+                if not options.get("columns"):
+                    options["columns"] = [item.partition("=")[0] for item in record.object]
+                yield record
 
     def codec(self, data: Dataset, *, levels: int = 32) -> Codec:
         """Of each column that holds more than ten different numbers `levels` of them, its quantiles (all, where there
@@ -192,6 +202,11 @@ def stand_alone(table: Look) -> bool:
     when = time_column(names, lambda name: columns.get(name, []))
     if any(timelike(columns[name]) for name in columns) or (
             when is not None and _rises(list(map(number_in, columns[when])))):
+        return False
+    joined = with_joined_times(table)
+    if joined is not table and is_growing(joined.column(joined.names[-1])):
+        return False
+    if not table.headed and table.names[0] in numbers and says_when(number_grid(table, table.names[:1])[:, 0]):
         return False
     if table.headed and column_called(names, WHO) and (column_called(names, WHAT) or sum(map(numbered, names)) > 1):
         return False
