@@ -110,3 +110,48 @@ def day(i: int) -> str:
 ])
 def test_series_of_public_archives(tmp_path: Path, name: str, content: str, note: str) -> None:
     check(put(tmp_path / name, content), "series", 1, note)
+
+
+def test_what_stations_measure_are_series_whatever_is_beside_it(tmp_path: Path) -> None:
+    content = lines(lambda i: f"{i + 1},2013,3,{1 + i // 24},{i % 24},{near(9, 2, 1)},{near(0, 1, 1)},"
+                    f"{one_of('NNW', 'N')},{near(4, 1, 1)},A", head="No,year,month,day,hour,PM,TEMP,wd,WSPM,station\n")
+    check(put(tmp_path / "air.csv", content), "series", 1, "columns=PM,TEMP,WSPM, who=station, when=year month day ")
+    content = "Date,Location,MinTemp,MaxTemp,Rainfall,WindGustDir,RainTomorrow\n" + "".join(lines(
+        lambda i: f"{day(i)},TOWN,{near(13, 3, 1)},{near(23, 3, 1)},{near(9, 2, 1)},{one_of(*'NEW')},{one_of(*'YN')}"
+        ).replace("TOWN", town) for town in ("Albury", "Cobar"))
+    check(put(tmp_path / "weather.csv", content), "series", 2, "columns=MinTemp,MaxTemp,Rainfall, who=Location, ")
+
+
+# -- Events
+
+@pytest.mark.parametrize("name, content, sequences, note", [
+    ("triplets.txt", lines(lambda i: f"b80344d063b5ccb{i % 4}\tSOAKIMP12A8C1309{i % 9}\t{i % 20}"), 4, "who=1, what=2"),
+    ("answers.csv", lines(lambda i: f"{i},{i % 20 * 900},{115 + i // 20},{3000 + i * 7 % 30},{i % 20},{i % 4}", head=(
+        "row_id,timestamp,user_id,content_id,task_container_id,user_answer\n")), 2, "who=user_id, what=content_id"),
+    ("u1.csv", lines(lambda i: f"{START + 1000 * i * i},{i + 1},q{i * 7 % 20},{one_of(*'abcd')},{near(9, 1, 0)}", head=(
+        "timestamp,solving_id,question_id,user_answer,elapsed_time\n")), 1, "who=the file, what=question_id"),
+    ("viewed.csv", lines(lambda i: f'"Breaking: Season {i % 5}: {one_of("Fly", "Pilot")}",{i % 12 + 1}/{i % 28 + 1}/21',
+                         head="Title,Date\n"), 1, "who=the file, what=Title, when=Date"),
+    ("trace.txt", " ".join(one_of(*"69") for _ in range(256)), 1, ""),
+])
+def test_events_of_public_data_sets(tmp_path: Path, name: str, content: str, sequences: int, note: str) -> None:
+    check(put(tmp_path / name, content), "cases" if name == "trace.txt" else "events", sequences, note)
+
+
+# -- Text beside numbers
+
+@pytest.mark.parametrize("head, row, field", [
+    ("id,comment_text,toxic,obscene,threat,insult", lambda i: f'c{i},"Why the edits made under my name {i} were\ngone, '
+     f'when they were just closures?",{i % 2},0,{i % 3},0', "comment_text"),
+    ("tweet_id,author_id,text,in_response_to_tweet_id", lambda i: f'{i},{one_of("sprint", "delta")},'
+     f'"I would like to help you {i} times, please send a message",{i + 3}.0', "text")])
+def test_texts_with_labels_beside_them_are_texts(tmp_path: Path, head: str, row: Callable[[int], str],
+                                                 field: str) -> None:
+    check(put(tmp_path / "texts.csv", lines(row, head=head + "\n")), "text", 40, f"field={field}")
+
+
+def test_places_with_a_date_of_each_are_rows(tmp_path: Path) -> None:
+    content = lines(lambda i: f"{2539 + i},Clean apartment by the park {i},{i % 20 + 7},{one_of('Bronx', 'Queens')},"
+                    f"{near(40.7, .1, 4)},{near(-73.9, .1, 4)},{near(99, 20, 0)},201{i * 7 % 10}-01-{i * 11 % 19 + 10}",
+                    60, "id,name,host_id,borough,latitude,longitude,price,last_review\n")
+    check(put(tmp_path / "rooms.csv", content), "rows", 60, "borough,latitude,longitude,price")

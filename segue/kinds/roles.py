@@ -262,11 +262,13 @@ def _of_lists(frame: Frame, who: str | None, what: str | None, when: str | None,
 
 def _remaining_roles(frame: Frame, who: str | None, what: str | None,
                      when: str | None) -> tuple[str | None, str | None]:
-    """Who and what, where one of them is missing: the only column that is left; THIS or THAT
-    where only the times are left."""
+    """Who and what, where one of them is missing: the only column that is left; THIS or THAT where only the times are
+    left; THIS and the only column beside the times where both are missing."""
     free = _free(frame, who, what, when)
     if (who is None) == (what is None):
-        return (THIS, THAT) if who is None and not free and when is not None else (who, what)
+        if who is None and when is not None and len(free) < 2:
+            return THIS, free[0] if free else THAT
+        return who, what
     last = free[0] if len(free) == 1 and _repeats(frame.columns[free[0]]) else None
     if what is None:
         return who, last

@@ -190,18 +190,20 @@ def stand_alone(table: Look) -> bool:
         return False
     numbers = [name for name, cells in columns.items() if _holds_numbers(cells)]
     texts = [name for name in columns if name not in numbers]
-    prose = [name for name in texts if are_wordy(columns[name]) or
-             len(set(map(str, columns[name]))) > len(table.rows) / 2]
+    times = [name for name in columns if timelike(columns[name])]
+    prose = [name for name in texts if name not in times and (
+        are_wordy(columns[name]) or len(set(map(str, columns[name]))) > len(table.rows) / 2)]
     if table.form == "delimited" and table.delimiter == " " and len(texts) >= len(numbers):
         return False  # words of sentences
     if len(columns) < (2 if len(numbers) > 1 and any(measured(columns[name]) for name in numbers) else FEWEST) or \
-            addresses(table) or len(prose) > min(2, len(numbers) / 3) or (prose and prose == text_columns(table) and
-                                                                        len(numbers) < 3):
+            addresses(table) or len(prose) > min(2, len(numbers) / 3) or (
+                prose and prose == text_columns(table) and (len(numbers) < 3 or _are_long(columns[prose[0]]))):
         return False
     names = table.names if table.headed else []
     when = time_column(names, lambda name: columns.get(name, []))
-    if any(timelike(columns[name]) for name in columns) or (
-            when is not None and _rises(list(map(number_in, columns[when])))):
+    ranks = [np.unique(list(map(str, columns[name])), return_inverse=True)[1].tolist() for name in times]
+    places = _has_places(columns) and not any(map(_rises, ranks))
+    if not places and (times or (when is not None and _rises(list(map(number_in, columns[when]))))):
         return False
     joined = with_joined_times(table)
     if joined is not table and is_growing(joined.column(joined.names[-1])):
@@ -215,7 +217,7 @@ def stand_alone(table: Look) -> bool:
         return False  # who did what
     if wide(table, [name for name in names if says_class(name)]):
         return False
-    if _has_places(columns):
+    if places:
         return True
     if (not table.headed and len(numbers) >= 16 and not texts and _is_smooth_along_rows(table, numbers)):
         return False
@@ -249,13 +251,18 @@ def is_identifier(name: str, cells: Sequence[Any]) -> bool:
     return has_id_name and len(set(map(str, cells))) == len(cells) and not measured(cells)
 
 
+def _are_long(cells: Sequence[Any]) -> bool:
+    """Sentences, of more than ten words on average, and no names of what the rows are."""
+    return sum(len(str(cell).split()) for cell in cells) > 10 * len(cells)
+
+
 def _holds_numbers(cells: Sequence[Any]) -> bool:
     filled = [cell for cell in cells if str(cell).strip() not in NONE]
     return bool(filled) and all(np.isfinite(number_in(cell)) for cell in filled)
 
 
 def _has_places(columns: Mapping[str, Sequence[Any]]) -> bool:
-    """Whether there are columns of latitudes and longitudes: without times these are places, not a way."""
+    """Whether there are columns of latitudes and longitudes: without times in order these are places, not a way."""
     by_name = {name.strip().lower(): cells for name, cells in columns.items()}
     return any(set(pair) <= by_name.keys() and all(_holds_numbers(by_name[name]) for name in pair) for pair in PLACES)
 

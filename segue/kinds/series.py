@@ -154,7 +154,8 @@ class Series(Kind):
             entities = [tuple(map(row.get, key_columns)) for row in look.as_dicts()]
             nameless = [name for name in nameless if name not in key_columns and not (
                 key_columns and is_determined_by([row.get(name) for row in look.as_dicts()], entities))]
-            return 0.81 if not nameless else 0.57 if unique_times else 0.0
+            many = len([name for name in numbers if measured(columns[name])]) > max(2, len(nameless))
+            return 0.81 if not nameless or many else 0.57 if unique_times else 0.0
         if column_called(names, WHAT) or (column_called(names, WHO) and sum(map(numbered, names)) > 1):
             return 0.0
         if not complete and look.headed and times and same_moment(look, times[0], [*texts, *numbers]):

@@ -111,13 +111,14 @@ class Events(Kind):
         item = what or weak_what
         if item and any(isinstance(cell, list) for cell in table.column(item)):
             return 0.9 if what or not text_columns(table) else 0.65
-        if who and not item and (candidates := [name for name in names if name != who and numbered(name)
-                                                and not counts_up(table.column(name))
-                                                and not names_the_same(table.column(name), table.column(who))]):
+        if who and not item and not text_columns(table) and (candidates := [
+                name for name in names if name != who and numbered(name) and not counts_up(table.column(name)) and
+                not names_the_same(table.column(name), table.column(who))]):
             what = item = candidates[0] if len(candidates) == 1 else None
         if item and who:
             return 0.9 if what else 0.65
-        if (what and when) or has_merged_cells(table) or (item and len(names) == 1):
+        changes = what is not None and len(set(map(str, table.column(what)))) > 1  # no station, the same in all rows
+        if (changes and when) or has_merged_cells(table) or (item and len(names) == 1):
             return 0.75
         if names and self._guessed(path, table):
             return 0.72
