@@ -155,3 +155,33 @@ def test_places_with_a_date_of_each_are_rows(tmp_path: Path) -> None:
                     f"{near(40.7, .1, 4)},{near(-73.9, .1, 4)},{near(99, 20, 0)},201{i * 7 % 10}-01-{i * 11 % 19 + 10}",
                     60, "id,name,host_id,borough,latitude,longitude,price,last_review\n")
     check(put(tmp_path / "rooms.csv", content), "rows", 60, "borough,latitude,longitude,price")
+
+
+# -- Files with a layout of their own
+
+def test_logs_of_servers_say_who_asked_for_what(tmp_path: Path) -> None:
+    content = lines(lambda i: f"www.example.com:80 10.0.0.{i % 4} - - [06/Nov/2014:19:10:{i:02} +0600] "
+                    f'"GET /news/{i % 7}.html HTTP/1.1" 404 177 "-" "Mozilla/5.0"')
+    check(put(tmp_path / "hosts.log", content), "events", 4, "who=client, what=request, when=time")
+    content = lines(lambda i: f"{1066036250 + i}.129    {i * 7} 10.0.0.{i % 4} TCP_MISS/200 {i * 99} GET "
+                    f"http://www.goonernews.com/{i % 7} - DIRECT/207.58.145.61 text/html")
+    data = check(put(tmp_path / "squid.log", content), "events", 4, "who=client, what=url, when=time")
+    assert data[0].object[:2] == ["http://www.goonernews.com/0", "http://www.goonernews.com/4"]
+
+
+def test_ratings_below_their_films_and_marks_behind_numbers(tmp_path: Path) -> None:
+    content = "".join(f"{film}:\n" + lines(lambda i: f"{1000 + i},{i % 5 + 1},2005-09-{i + 1:02}", 9) for film in "12")
+    data = check(put(tmp_path / "combined_data_1.txt", content), "events", 9, "who=1, what=2, when=4")
+    assert data[0].object == ["1", "2"]
+    years = [*range(2000, 2012)]
+    content = "freq,geo\\TIME_PERIOD\t" + "\t".join(f"{year} " for year in years) + "\n" + lines(
+        lambda i: f"A,C{i}\t" + "\t".join(": " if year == 2003 else ": c" if year == 2004 else f"{near(3, 1, 1)} b"
+                                          for year in years), 9)
+    data = check(put(tmp_path / "nama.tsv", content), "series", 9, "a row a series, named by freq,geo")
+    assert data[0].object[3:5] == ["nan", "nan"] and len(data[0]) == 12
+
+
+def test_codes_between_blanks_are_rows(tmp_path: Path) -> None:
+    content = lines(lambda i: f"A1{i * 7 % 4} {near(20, 5, 0)} A3{i * 5 % 3} A4{i * 11 % 5} {near(3000, 900, 0)} A201 "
+                    f"{i * 13 % 5 // 4 + 1}", 60)
+    check(put(tmp_path / "german.data", content), "rows", 60, "class=x7 (last)")

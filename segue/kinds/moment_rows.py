@@ -190,10 +190,10 @@ def _find_columns(frame: Frame, chosen: list[str], column: str | None, who: str 
     column_list = ", ".join(frame.columns)
     chosen = _requested_columns(frame, chosen, who, when)
     when_requested, who_requested = when is not None, who is not None
-    if when is None:
+    if when is None and (frame.headed or len(frame.columns) > 1):
         when = find_time_column(frame, [name for name in frame.columns if name not in (*chosen, who)])
     names = list(frame.columns)
-    if when is None and not frame.headed and who is None and names[0] not in chosen and \
+    if when is None and not frame.headed and len(names) > 1 and who is None and names[0] not in chosen and \
             (first := numbers_of(frame, names[0])) is not None and says_when(first):
         when = names[0]
     numbers = {name: values for name in (chosen or [name for name in names if name != who])

@@ -193,7 +193,8 @@ def stand_alone(table: Look) -> bool:
     times = [name for name in columns if timelike(columns[name])]
     prose = [name for name in texts if name not in times and (
         are_wordy(columns[name]) or len(set(map(str, columns[name]))) > len(table.rows) / 2)]
-    if table.form == "delimited" and table.delimiter == " " and len(texts) >= len(numbers):
+    if table.form == "delimited" and table.delimiter == " " and len(texts) >= len(numbers) and any(
+            3 * len(set(columns[name])) > len(columns[name]) for name in texts):
         return False  # words of sentences
     if len(columns) < (2 if len(numbers) > 1 and any(measured(columns[name]) for name in numbers) else FEWEST) or \
             addresses(table) or len(prose) > min(2, len(numbers) / 3) or (
