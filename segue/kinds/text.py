@@ -47,7 +47,6 @@ from segue.kinds.frame import (
     JSON,
     LINES,
     PARQUET,
-    TABULAR,
     Look,
     check_parquet,
     csv_rows,
@@ -55,6 +54,7 @@ from segue.kinds.frame import (
     glance,
     is_json_lines,
     is_parquet,
+    is_tabular,
     json_array,
     json_lines,
     load_table,
@@ -185,7 +185,7 @@ class Text(Kind):
             if texts is not None:
                 yield from texts
                 return
-        if not lines and (field or classes or suffix in TABULAR):
+        if not lines and (field or classes or is_tabular(bare(path))):
             rows = self._rows(path, problems, field, classes, encoding)
             if rows is not None:
                 yield from rows

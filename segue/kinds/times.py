@@ -32,6 +32,7 @@ DATE = re.compile(r"\[?([A-Z][a-z]{2},? )?(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,
 NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 
 
+YEAR = 31556952  # seconds, on average
 EPOCH, LATEST = 1e8, 1.3e10  # times between these are moments of the calendar, in seconds since 1970
 
 
@@ -124,7 +125,7 @@ class Clock:
 
 def timelike(cells: Iterable[Any]) -> bool:
     """Moments in the calendar, not just numbers."""
-    texts = [cell if isinstance(cell, datetime) else str(cell) for cell in cells if cell is not None]
+    texts = [cell if isinstance(cell, datetime) else str(cell).strip() for cell in cells if cell is not None]
     return bool(texts) and all(
         isinstance(text, datetime)
         or ((moment := _moment(text)) is not None and (moment >= 1e8 or not NUMBER.fullmatch(text)))
@@ -171,7 +172,7 @@ def _seconds(column: Any, when_format: str | None, path: Path) -> np.ndarray:
         column = column.dictionary_decode()
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         try:
-            return _scaled(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+            return scaled(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
         except pa.ArrowException as error:
             raise SegueError(f"{path}: a column of {column.type} is no time; name another with when=") from error
     text = compute.utf8_trim_whitespace(column.cast(pa.string()))
@@ -183,7 +184,7 @@ def _guessed(text: Any, path: Path) -> np.ndarray:
     import pyarrow as pa
 
     with suppress(pa.ArrowException):
-        return _scaled(text.cast(pa.float64()).to_numpy(zero_copy_only=False))
+        return scaled(text.cast(pa.float64()).to_numpy(zero_copy_only=False))
     for zone in (None, "UTC"):
         with suppress(pa.ArrowException):
             return text.cast(pa.timestamp("us", zone)).cast(pa.int64()).to_numpy(zero_copy_only=False) / 1e6
@@ -194,7 +195,7 @@ def _guessed(text: Any, path: Path) -> np.ndarray:
         seconds = _dated(distinct, path)
     places = encoded.indices.fill_null(len(seconds)).to_numpy(zero_copy_only=False)
     times = np.append(seconds, np.nan)[places]
-    return _scaled(times) if 2 * sum(bool(NUMBER.fullmatch(value)) for value in distinct) > len(distinct) else times
+    return scaled(times) if 2 * sum(bool(NUMBER.fullmatch(value)) for value in distinct) > len(distinct) else times
 
 
 QUARTER = re.compile(r"(\d{4})[-/ ]?Q([1-4])")
@@ -272,7 +273,7 @@ def _living(times: np.ndarray) -> np.ndarray:
     return np.where((times > -14831769600) & (times < 10413792000), times, np.nan)
 
 
-def _scaled(numbers: np.ndarray) -> np.ndarray:
+def scaled(numbers: np.ndarray) -> np.ndarray:
     """Numbers in seconds: of an epoch in milli-, micro- or nanoseconds (told by their size), or dates written as one
     number (20240131, with hours, minutes and seconds behind: 20240131235959)."""
     usable = np.isfinite(numbers)
