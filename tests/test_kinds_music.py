@@ -285,3 +285,11 @@ def test_midicsv_files_are_read_as_music(tmp_path: Path) -> None:
     path.write_text("\n".join(lines).replace("60, 80", "sixty, 80"), encoding="utf-8")
     with pytest.raises(SegueError, match="no MIDI file that can be read"):
         segue.read(path)
+
+
+@pytest.mark.parametrize("value, length", [("00", 16 * GRID), ("0", 8 * GRID), ("0.", 12 * GRID), ("1", 4 * GRID),
+                                           ("10", 19), ("4.", 72), ("3%2", 128)])
+def test_note_values_of_kern(tmp_path: Path, value: str, length: int) -> None:
+    (tmp_path / "a.krn").write_text(f"**kern\n{value}c\n*-\n")
+    (note,), _ = decode_items(next(MUSIC.read(tmp_path / "a.krn")).object)
+    assert note.length == nearest(LENGTHS, length)

@@ -111,8 +111,9 @@ def read_kern(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, int]
                 value = re.search(r"(\d+)(?:%(\d+))?(\.*)", token)
                 if "q" in token or value is None:
                     continue
-                whole_note = 8.0 * GRID if set(value[1]) == {"0"} else 4.0 * GRID * int(value[2] or 1) / int(value[1])
-                length = whole_note * (2 - 0.5 ** len(value[3]))
+                plain = 4.0 * GRID * int(value[2] or 1) / int(value[1]) if value[1].strip("0") else \
+                    4.0 * GRID * 2 ** len(value[1])  # 0 is a breve, 00 a longa
+                length = plain * (2 - 0.5 ** len(value[3]))
                 longest = longest or length
                 if (pitch := _kern_pitch(token)) is None:
                     continue
