@@ -155,6 +155,20 @@ def test_scores_in_musicxml(tmp_path: Path) -> None:
             segue.read(tmp_path / "b.xml")
 
 
+def test_drums_in_musicxml_are_those_of_their_instruments(tmp_path: Path) -> None:
+    hit = ("<note><unpitched><display-step>C</display-step><display-octave>5</display-octave></unpitched>"
+           "<duration>1</duration>{}</note>")
+    (tmp_path / "a.musicxml").write_text(
+        '<score-partwise><part-list><score-part id="P1">'
+        + "".join(f'<midi-instrument id="I{key}"><midi-channel>10</midi-channel><midi-program>0</midi-program>'
+                  f"<midi-unpitched>{key}</midi-unpitched></midi-instrument>" for key in (37, 39))
+        + '</score-part></part-list><part id="P1"><measure number="1">'
+        + "".join(hit.format(f'<instrument id="{id}"/>') for id in ("I37", "I39", "other"))
+        + "</measure></part></score-partwise>")
+    assert [item for item in segue.read(tmp_path / "a.musicxml")[0].object if item[:4] == "drum"] == [
+        "drum36", "drum38", "drum72"]
+
+
 def test_piano_rolls_in_json(tmp_path: Path) -> None:
     piece = [[60, 64], [60, 67], [], [-1, 62], [62]]
     (tmp_path / "a.json").write_text(json.dumps({"train": [piece, [[]]], "test": [[[72, 76]] * 4]}))
