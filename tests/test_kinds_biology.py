@@ -28,6 +28,9 @@ MSF = (f"PileUp\n\n   MSF:   60  Type: P    Check:  7038   ..\n\n Name: long_nam
 GENBANK = ("LOCUS       SCU49845                  60 bp    DNA     linear   PLN 21-JUN-1999\n"
            f"ORIGIN\n        1 {in_blocks(BASES)}\n//\n")
 
+ATOMS = "".join(f"ATOM  {i:5}  CA  {residue} A{i:4}    {3.8 * i:8.3f}   0.000   0.000  1.00 10.00           C\n"
+                for i, residue in enumerate(("MET", "VAL", "LEU"), 1))
+
 
 @pytest.mark.parametrize("name, content, kind, expected", [
     ("coffee.aln", f"CLUSTAL FORMAT for T-COFFEE Version_11.00 [http://www.tcoffee.org], Nseq=2, Len=60 \n\n{ROWS}",
@@ -41,6 +44,9 @@ GENBANK = ("LOCUS       SCU49845                  60 bp    DNA     linear   PLN 
     ("numbered.txt", "".join(f"{60 * i + 1:>9} {in_blocks(BASES.lower())}\n" for i in range(3)), "dna", [BASES * 3]),
     ("counted.txt", "".join(f"{in_blocks(ONE)} {60 * i + 60:>9}\n" for i in range(3)), "protein", [ONE * 3]),
     ("codons.fa", "> one\nATG GCA TAA\n> two\nATG CCC GGG TGA\n", "dna", ["ATGGCATAA", "ATGCCCGGGTGA"]),
+    ("model.pdb", f"EXPDTA    THEORETICAL MODEL, MODELLER 10.4\nREMARK   6 SCORE\n{ATOMS}", "protein", ["MVL"]),
+    ("babel.pdb", f"COMPND    UNNAMED\nAUTHOR    BABEL\n{ATOMS}", "protein", ["MVL"]),
+    ("paml.nuc", f"2 60\nhuman\n{BASES}\nchimp\n{BASES}\n", "dna", [BASES, BASES]),
     ("primers.fa", ">515F\nGTGYCAGCMGCCGCGGTAA\n>926R\nCCGYCAATTYMTTTRAGTTT\n", "dna",
      ["GTGYCAGCMGCCGCGGTAA", "CCGYCAATTYMTTTRAGTTT"]),
 ])

@@ -35,6 +35,7 @@ FORMATS = {  # what files of databases and aligners begin with, and the name of 
     r">(P1|F1|D[LC]|R[LC]|N[13]|XX);": "pir",
     r"(?i)#NEXUS\b": "nexus",
     r"(HEADER    .{40}\d\d-[A-Z]{3}-\d\d|(ATOM|HETATM) +\d+ |CRYST1 |MODEL +\d+ *\n|REMARK +\d+ |TITLE {5}|"
+    r"(EXPDTA|COMPND) {4}\S|(SEQRES|HELIX) +\d+ +\w+ |"
     r"(REMARK.*\n)+(ATOM|HETATM) +\d+ )": "pdb",
     r"(#.*\n)*data_\S+\s(.|\n)*?_(entry\.id|atom_site\.(group_PDB|id))\s": "cif",
     r"[ \t]*\d+[ \t].*\n[ \t]*1[ \t]+[A-Za-z][ \t]+0[ \t]+2[ \t]+\d+[ \t]+1\b": "ct",
@@ -105,7 +106,7 @@ def sample_letters(text: bytes, form: str) -> bytes:
     if form == "maf":
         words = [line.split()[-1] for line in lines if line.startswith("s ")]
     elif form == "phylip":
-        words = [re.sub(r"^\S.{9}", "", line) for line in lines[1:]]
+        words = [re.sub(r"^\S.{9}", "", line) for line in lines[1:] if len(line) > 10]
     elif form == "msf":
         words = [word for line in text.decode("utf-8", "replace").partition("//")[2].splitlines()
                  for word in line.split()[1:]]
