@@ -77,3 +77,13 @@ def test_an_entry_that_is_cut_is_told(tmp_path: Path) -> None:
     (tmp_path / "cut.dat").write_text(f"{ENTRY}     {in_blocks(ONE)}\n//\n{ENTRY}     MKT")
     data = read(tmp_path / "cut.dat")
     assert len(data) == 1 and "cut short" in str(data.problems[0])
+
+
+@pytest.mark.parametrize("signs, expected, told", [
+    ("efBfh", [37, 38, 2, 38, 40], True), (";ZhfB", [0, 26, 40, 38, 2], True),  # Illumina 1.5, Solexa
+    ("IIIII", [40] * 5, False), ("!5?IK", [0, 20, 30, 40, 42], False), ("JKi~I", [41, 42, 72, 93, 40], False)])
+def test_qualities_are_those_of_their_time(tmp_path: Path, signs: str, expected: list[int], told: bool) -> None:
+    (tmp_path / "a.fq").write_text(f"@r\nACGTA\n+\n{signs}\n" * 3)
+    data = read(tmp_path / "a.fq")
+    assert [record.channels["quality"].tolist() for record in data] == [expected] * 3
+    assert ("before version 1.8" in data.problems.note) == told

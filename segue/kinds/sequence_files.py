@@ -400,7 +400,9 @@ def is_fastq(path: Path) -> bool:
 
 def read_fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
     """FASTQ; letters and qualities may be wrapped over several lines."""
-    number = 0
+    number, zero = 0, _sign_of_zero(handle.peek(HEAD))
+    if problems is not None and zero != PHRED[0]:
+        problems.note = "qualities as Illumina wrote them before version 1.8, where @ is 0"
     while header := handle.readline():
         if not header.strip():
             continue
@@ -429,7 +431,14 @@ def read_fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Itera
             bad(problems, path, name, int(np.flatnonzero((scores < 33) | (scores > 126))[0]) + 1,
                 "the quality is not a sign between ! and ~; mend or remove the record")
             continue
-        yield name, sequence, scores - np.uint8(33)
+        yield name, sequence, np.maximum(scores, zero) - np.uint8(zero)
+
+
+def _sign_of_zero(head: bytes) -> int:
+    """The sign that stands for a quality of 0 in a FASTQ file: @ if in each fourth line at its beginning none is below
+    ; (-5), one is above K (which would be 42) and none above h (40); else !."""
+    signs = b"".join(head.splitlines()[3:-1:4])
+    return ord("@") if signs and ord(";") <= min(signs) and ord("K") < max(signs) <= ord("h") else PHRED[0]
 
 
 READERS: dict[str, Callable[[Path, BinaryIO, Problems | None], Iterator[Found]]] = {
