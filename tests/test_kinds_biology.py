@@ -44,6 +44,13 @@ ATOMS = "".join(f"ATOM  {i:5}  CA  {residue} A{i:4}    {3.8 * i:8.3f}   0.000   
     ("numbered.txt", "".join(f"{60 * i + 1:>9} {in_blocks(BASES.lower())}\n" for i in range(3)), "dna", [BASES * 3]),
     ("counted.txt", "".join(f"{in_blocks(ONE)} {60 * i + 60:>9}\n" for i in range(3)), "protein", [ONE * 3]),
     ("codons.fa", "> one\nATG GCA TAA\n> two\nATG CCC GGG TGA\n", "dna", ["ATGGCATAA", "ATGCCCGGGTGA"]),
+    ("hla.dat", f"ID   HLA1; SV 1; standard; DNA; HUM; 60 BP.\nXX\nAC   HLA1;\nXX\nSQ   Sequence 60 BP;\n"
+                f"     {in_blocks(BASES.lower())}        60\n//\n", "dna", [BASES]),
+    ("gbvrl1.seq", f"GBVRL1.SEQ           Genetic Sequence Data Bank\n\n  1 loci\n\n\n{GENBANK}", "dna", [BASES]),
+    ("two.xmfa", f"#FormatVersion Mauve1\n> 1:1-60 + a.fa\n{BASES}\n> 2:1-60 + b.fa\n{BASES}\n=\n> 1:61-64 + a.fa\n"
+                 "ACGT\n= score=1\n", "dna", [BASES, BASES, "ACGT"]),
+    ("rows.phy", f" 2 60\nHUMAN_LONG {in_blocks(ONE[:30])}\n           {in_blocks(ONE[30:])}\nCHIMP_LONG "
+                 f"{in_blocks(OTHER[:30])}\n           {in_blocks(OTHER[30:])}\n", "protein", [ONE, OTHER]),
     ("model.pdb", f"EXPDTA    THEORETICAL MODEL, MODELLER 10.4\nREMARK   6 SCORE\n{ATOMS}", "protein", ["MVL"]),
     ("babel.pdb", f"COMPND    UNNAMED\nAUTHOR    BABEL\n{ATOMS}", "protein", ["MVL"]),
     ("paml.nuc", f"2 60\nhuman\n{BASES}\nchimp\n{BASES}\n", "dna", [BASES, BASES]),
@@ -71,6 +78,21 @@ def test_numbered_peptides_are_a_sequence_each(tmp_path: Path) -> None:
     peptides = [ONE[i : i + 9] for i in range(30)]
     (tmp_path / "list.txt").write_text("".join(f"{i}\t{peptide}\n" for i, peptide in enumerate(peptides)))
     assert [record.object for record in read(tmp_path / "list.txt")] == peptides
+
+
+def test_names_of_entries_are_their_accessions(tmp_path: Path) -> None:
+    for head, name in (("ID   X56734; SV 1; linear; mRNA; STD; PLN; 60 BP.\nAC   X56734; S46826;", "X56734.1"),
+                       ("ID   TRBG361 standard; RNA; PLN; 60 BP.\nAC   X56734;\nSV   X56734.1", "X56734.1"),
+                       ("ID   MuDR_OS repbase;  DNA;    ORY; 60 BP.\nAC   .", "MuDR_OS")):
+        (tmp_path / "a.embl").write_text(f"{head}\nSQ   Sequence\n     {in_blocks(BASES)} 60\n//\n")
+        assert read(tmp_path / "a.embl").name(0) == f"{tmp_path / 'a.embl'}:{name}"
+
+
+def test_an_entry_without_letters_is_stepped_over(tmp_path: Path) -> None:
+    (tmp_path / "a.gb").write_text(GENBANK.replace("ORIGIN", "CONTIG      join(A:1..60)").partition("        1")[0]
+                                   + "//\n" + GENBANK)
+    data = read(tmp_path / "a.gb")
+    assert data[0].object == BASES and len(data) == 1 and "it holds no sequence" in str(data.problems[0])
 
 
 def test_an_entry_that_is_cut_is_told(tmp_path: Path) -> None:
