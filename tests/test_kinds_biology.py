@@ -28,6 +28,9 @@ MSF = (f"PileUp\n\n   MSF:   60  Type: P    Check:  7038   ..\n\n Name: long_nam
 GENBANK = ("LOCUS       SCU49845                  60 bp    DNA     linear   PLN 21-JUN-1999\n"
            f"ORIGIN\n        1 {in_blocks(BASES)}\n//\n")
 
+ATOMS = "".join(f"ATOM  {i:5}  CA  {residue} A{i:4}    {3.8 * i:8.3f}   0.000   0.000  1.00 10.00           C\n"
+                for i, residue in enumerate(("MET", "VAL", "LEU"), 1))
+
 
 @pytest.mark.parametrize("name, content, kind, expected", [
     ("coffee.aln", f"CLUSTAL FORMAT for T-COFFEE Version_11.00 [http://www.tcoffee.org], Nseq=2, Len=60 \n\n{ROWS}",
@@ -41,6 +44,16 @@ GENBANK = ("LOCUS       SCU49845                  60 bp    DNA     linear   PLN 
     ("numbered.txt", "".join(f"{60 * i + 1:>9} {in_blocks(BASES.lower())}\n" for i in range(3)), "dna", [BASES * 3]),
     ("counted.txt", "".join(f"{in_blocks(ONE)} {60 * i + 60:>9}\n" for i in range(3)), "protein", [ONE * 3]),
     ("codons.fa", "> one\nATG GCA TAA\n> two\nATG CCC GGG TGA\n", "dna", ["ATGGCATAA", "ATGCCCGGGTGA"]),
+    ("hla.dat", f"ID   HLA1; SV 1; standard; DNA; HUM; 60 BP.\nXX\nAC   HLA1;\nXX\nSQ   Sequence 60 BP;\n"
+                f"     {in_blocks(BASES.lower())}        60\n//\n", "dna", [BASES]),
+    ("gbvrl1.seq", f"GBVRL1.SEQ           Genetic Sequence Data Bank\n\n  1 loci\n\n\n{GENBANK}", "dna", [BASES]),
+    ("two.xmfa", f"#FormatVersion Mauve1\n> 1:1-60 + a.fa\n{BASES}\n> 2:1-60 + b.fa\n{BASES}\n=\n> 1:61-64 + a.fa\n"
+                 "ACGT\n= score=1\n", "dna", [BASES, BASES, "ACGT"]),
+    ("rows.phy", f" 2 60\nHUMAN_LONG {in_blocks(ONE[:30])}\n           {in_blocks(ONE[30:])}\nCHIMP_LONG "
+                 f"{in_blocks(OTHER[:30])}\n           {in_blocks(OTHER[30:])}\n", "protein", [ONE, OTHER]),
+    ("model.pdb", f"EXPDTA    THEORETICAL MODEL, MODELLER 10.4\nREMARK   6 SCORE\n{ATOMS}", "protein", ["MVL"]),
+    ("babel.pdb", f"COMPND    UNNAMED\nAUTHOR    BABEL\n{ATOMS}", "protein", ["MVL"]),
+    ("paml.nuc", f"2 60\nhuman\n{BASES}\nchimp\n{BASES}\n", "dna", [BASES, BASES]),
     ("primers.fa", ">515F\nGTGYCAGCMGCCGCGGTAA\n>926R\nCCGYCAATTYMTTTRAGTTT\n", "dna",
      ["GTGYCAGCMGCCGCGGTAA", "CCGYCAATTYMTTTRAGTTT"]),
 ])
@@ -67,7 +80,32 @@ def test_numbered_peptides_are_a_sequence_each(tmp_path: Path) -> None:
     assert [record.object for record in read(tmp_path / "list.txt")] == peptides
 
 
+def test_names_of_entries_are_their_accessions(tmp_path: Path) -> None:
+    for head, name in (("ID   X56734; SV 1; linear; mRNA; STD; PLN; 60 BP.\nAC   X56734; S46826;", "X56734.1"),
+                       ("ID   TRBG361 standard; RNA; PLN; 60 BP.\nAC   X56734;\nSV   X56734.1", "X56734.1"),
+                       ("ID   MuDR_OS repbase;  DNA;    ORY; 60 BP.\nAC   .", "MuDR_OS")):
+        (tmp_path / "a.embl").write_text(f"{head}\nSQ   Sequence\n     {in_blocks(BASES)} 60\n//\n")
+        assert read(tmp_path / "a.embl").name(0) == f"{tmp_path / 'a.embl'}:{name}"
+
+
+def test_an_entry_without_letters_is_stepped_over(tmp_path: Path) -> None:
+    (tmp_path / "a.gb").write_text(GENBANK.replace("ORIGIN", "CONTIG      join(A:1..60)").partition("        1")[0]
+                                   + "//\n" + GENBANK)
+    data = read(tmp_path / "a.gb")
+    assert data[0].object == BASES and len(data) == 1 and "it holds no sequence" in str(data.problems[0])
+
+
 def test_an_entry_that_is_cut_is_told(tmp_path: Path) -> None:
     (tmp_path / "cut.dat").write_text(f"{ENTRY}     {in_blocks(ONE)}\n//\n{ENTRY}     MKT")
     data = read(tmp_path / "cut.dat")
     assert len(data) == 1 and "cut short" in str(data.problems[0])
+
+
+@pytest.mark.parametrize("signs, expected, told", [
+    ("efBfh", [37, 38, 2, 38, 40], True), (";ZhfB", [0, 26, 40, 38, 2], True),  # Illumina 1.5, Solexa
+    ("IIIII", [40] * 5, False), ("!5?IK", [0, 20, 30, 40, 42], False), ("JKi~I", [41, 42, 72, 93, 40], False)])
+def test_qualities_are_those_of_their_time(tmp_path: Path, signs: str, expected: list[int], told: bool) -> None:
+    (tmp_path / "a.fq").write_text(f"@r\nACGTA\n+\n{signs}\n" * 3)
+    data = read(tmp_path / "a.fq")
+    assert [record.channels["quality"].tolist() for record in data] == [expected] * 3
+    assert ("before version 1.8" in data.problems.note) == told

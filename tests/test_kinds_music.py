@@ -155,6 +155,20 @@ def test_scores_in_musicxml(tmp_path: Path) -> None:
             segue.read(tmp_path / "b.xml")
 
 
+def test_drums_in_musicxml_are_those_of_their_instruments(tmp_path: Path) -> None:
+    hit = ("<note><unpitched><display-step>C</display-step><display-octave>5</display-octave></unpitched>"
+           "<duration>1</duration>{}</note>")
+    (tmp_path / "a.musicxml").write_text(
+        '<score-partwise><part-list><score-part id="P1">'
+        + "".join(f'<midi-instrument id="I{key}"><midi-channel>10</midi-channel><midi-program>0</midi-program>'
+                  f"<midi-unpitched>{key}</midi-unpitched></midi-instrument>" for key in (37, 39))
+        + '</score-part></part-list><part id="P1"><measure number="1">'
+        + "".join(hit.format(f'<instrument id="{id}"/>') for id in ("I37", "I39", "other"))
+        + "</measure></part></score-partwise>")
+    assert [item for item in segue.read(tmp_path / "a.musicxml")[0].object if item[:4] == "drum"] == [
+        "drum36", "drum38", "drum72"]
+
+
 def test_piano_rolls_in_json(tmp_path: Path) -> None:
     piece = [[60, 64], [60, 67], [], [-1, 62], [62]]
     (tmp_path / "a.json").write_text(json.dumps({"train": [piece, [[]]], "test": [[[72, 76]] * 4]}))
@@ -285,3 +299,11 @@ def test_midicsv_files_are_read_as_music(tmp_path: Path) -> None:
     path.write_text("\n".join(lines).replace("60, 80", "sixty, 80"), encoding="utf-8")
     with pytest.raises(SegueError, match="no MIDI file that can be read"):
         segue.read(path)
+
+
+@pytest.mark.parametrize("value, length", [("00", 16 * GRID), ("0", 8 * GRID), ("0.", 12 * GRID), ("1", 4 * GRID),
+                                           ("10", 19), ("4.", 72), ("3%2", 128)])
+def test_note_values_of_kern(tmp_path: Path, value: str, length: int) -> None:
+    (tmp_path / "a.krn").write_text(f"**kern\n{value}c\n*-\n")
+    (note,), _ = decode_items(next(MUSIC.read(tmp_path / "a.krn")).object)
+    assert note.length == nearest(LENGTHS, length)

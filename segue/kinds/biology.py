@@ -235,7 +235,7 @@ class Letters(Kind):
         return b"" if unlikely or any(len(line) < shortest for line in lines[:-1]) else letters.upper()
 
     def _biopython_records(self, path: Path, handle: BinaryIO, form: str, problems: Problems | None) -> Iterator[Found]:
-        """The sequence of each record, by Biopython; the features of GenBank and EMBL are not parsed."""
+        """The sequence of each record, by Biopython; the features of GenBank are not parsed."""
         text = io.TextIOWrapper(handle, "utf-8", "replace")  # names of authors may be in another encoding
         source: Any = handle if form in ("uniprot-xml", "snapgene") else text
         try:
@@ -245,9 +245,8 @@ class Letters(Kind):
                 if not has_sequence and re.search(r"(?m)^(ATOM|HETATM)\b", source.getvalue()) is None:
                     raise SegueError(f"{path}: there is neither a sequence nor an atom in it; download it again")
                 form = f"{form}-{'seqres' if has_sequence else 'atom'}"
-            if form in ("genbank", "embl"):
-                scanners = require("Bio.GenBank.Scanner", "biology")
-                scanner = scanners.GenBankScanner() if form == "genbank" else scanners.EmblScanner()
+            if form == "genbank":
+                scanner = require("Bio.GenBank.Scanner", "biology").GenBankScanner()
                 records = scanner.parse_records(text, do_features=False)
             else:
                 with warnings.catch_warnings(action="ignore"):
@@ -256,9 +255,9 @@ class Letters(Kind):
                 name = (record.id or record.name or "").removeprefix("????:").replace("<unknown id>", path.stem)
                 try:
                     letters = bytes(record.seq)
-                except Exception as error:  # an undefined sequence; the class is Biopython's own
-                    raise SegueError(f"{path}, record {record.id}: it holds no sequence (only its length); download it "
-                                     "in full") from error
+                except Exception:  # an undefined sequence; the class is Biopython's own
+                    bad(problems, path, name, None, "it holds no sequence (only its length); download it in full")
+                    continue
                 if form[:3] in ("pdb", "cif") and not letters.strip(b"X"):
                     bad(problems, path, name, None, "no chain of amino acids (DNA, RNA or small molecules)")
                 else:
@@ -266,8 +265,7 @@ class Letters(Kind):
         except (SegueError, OSError, EOFError):
             raise
         except Exception as error:  # a foreign parser may raise anything on a broken file
-            name = {"genbank": "GenBank", "embl": "EMBL", "swiss": "UniProt"}.get(form, form)
-            why = error or type(error).__name__
+            name, why = form.replace("genbank", "GenBank"), error or type(error).__name__
             raise SegueError(f"{path}: no {name} file that Biopython reads ({why}); download it again or give "
                              "FASTA") from error
         finally:
