@@ -535,6 +535,11 @@ class Stack(OnePassModel, nn.Module):
         """See `segue.models.base.layout_form`."""
         return self
 
+    @property
+    def max_positions(self) -> int | None:
+        """See `segue.models.base.max_positions`."""
+        return self.config.learned_positions or None
+
     def state_parameters(self) -> list[nn.Parameter]:
         """Parameters of the mixers' states: own learning rate, no weight decay."""
         return [parameter for block in dict.fromkeys(self.blocks) for parameter in block.mixer.state_parameters()]
