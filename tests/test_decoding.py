@@ -352,6 +352,8 @@ def test_a_processor_sees_the_drafted_path_and_may_mask_tokens() -> None:
     (lambda model: generate(model, [[1]], 3, top_p=0.0), "top_p"),
     (lambda model: generate(model, [[1]], 3, "beam", "trie"), "cannot use a draft"),
     (lambda model: generate(model, [[1]], 3, "beam", num_beams=0), "num_beams of at least 1"),
+    (lambda model: generate(model, [[1]], 3, "beam", until=bool), "neither takes back nor stops at a condition"),
+    (lambda model: continue_objects(model, ItemCodec([*"abcde"]), ["a"], 3, "beam", until=bool), "nor stops at a cond"),
     (lambda model: generate(model, [[1]], 3, acceptor="wishful"), "'wishful' is unknown"),
     (lambda model: generate(model, [[1], [2]], 3, seed=[1]), "1 seeds for 2 prompts"),
     (lambda model: next(stream(model, [[1]], 3, "beam")), "cannot stream"),

@@ -192,8 +192,10 @@ def build_request(model: Decodable, codec: Codec, primes: Sequence[Any], n: int 
     leads: list[Any] = [answer_lead(codec, model)] * len(prompts)
     limits = None if n is None else [n] * len(prompts) if isinstance(n, int) else list(n)
     max_units = limits if codec.counted else None
-    if max_units is not None and (recipe := DECODERS.get(decoder or "")) is not None and recipe.search is not None:
-        limits = [-(-units // int(codec.weights().max())) for units in max_units]  # a search has no stop conditions
+    recipe = DECODERS.get(decoder or "")
+    searches = recipe is not None and recipe.search is not None  # which has no stop conditions
+    if max_units is not None and searches:
+        limits = [-(-units // int(codec.weights().max())) for units in max_units]
     options = {"eos": codec.eos, **options}
     processors = [*(options.get("processors") or ()), *codec_processors(codec), *rules]
     if begin_token(model) is None and until is None and not rules and options.get("backspace") is None:
@@ -209,7 +211,7 @@ def build_request(model: Decodable, codec: Codec, primes: Sequence[Any], n: int 
         conditions = [unit_limit_condition(codec, units + len(lead), condition)
                       for units, lead, condition in zip(max_units, leads, conditions)]
     if any(conditions):
-        options["until"] = conditions
+        options["until"] = until if searches else conditions
     return Request(prompts, leads, stops, max_units, limits, options | {"processors": tuple(processors)})
 
 
