@@ -136,6 +136,8 @@ def test_verifier_scores() -> None:
     assert result.scores() == pytest.approx({"prompts, strict": 0, "instructions, strict": 1 / 3, "prompts, loose": 0.5,
                                              "instructions, loose": 2 / 3})
     assert result.families()["length_words"] == {"asked": 1, "strict": 0, "loose": 0}
+    with pytest.raises(SegueError, match=r"source 'webq' .* sources are"):
+        result.scores("webq")
 
 
 @pytest.mark.parametrize("name", ["ifeval/input_data.jsonl", "followrag-sample/followRAG_ifnq_first300.jsonl.gz"])
