@@ -377,9 +377,6 @@ class TimedUpdateJob(UpdateJob):
     def objective(self, plan: Plan) -> EventLikelihood:
         return EventLikelihood()
 
-    def build(self, plan: Plan) -> PointProcess:
-        return PointProcess(self.fitted.process.config)
-
     def held_out_scorer(self, held: EventStore, plan: Plan) -> Callable[[Any], float]:
         return held_out_scorer(held, plan)
 
