@@ -656,10 +656,13 @@ def test_features_of_an_experience_include_its_check_rows() -> None:
 def test_strategies_are_parsed_from_text_and_mistakes_named() -> None:
     combined = strategy_named("ewc:strength=7,rows=5 + replay:share=0.25,update=balanced")
     assert isinstance(combined, Combined) and combined.name == "ewc+replay"
+    assert strategy_named("freeze:parts=embedding|blocks.0").parts == ["embedding", "blocks.0"]  # type: ignore[attr-defined]
     assert combined.strategies[0].strength == 7 and combined.strategies[1].share == 0.25  # type: ignore[attr-defined]
     for text, message in (("magic", "choose from naive, replay"), ("ewc:power=3", "with strength, keep"),
                           ("ewc:strength=strong", "no number"), ("naive:x=1", "no settings"),
-                          ("gss:share=2", "between 0"), ("mir:among=old", "choose from uniform, earlier")):
+                          ("gss:share=2", "between 0"), ("mir:among=old", "choose from uniform, earlier"),
+                          ("mir:candidates=0", "1 or more"), ("si:damping=0", "above 0"), ("der:rows=-1", "0 or more"),
+                          ("der++:beta=-1", "0 or more"), ("agem:rows=-1", "0 or more")):
         with pytest.raises(SegueError, match=message):
             strategy_named(text)
 

@@ -421,11 +421,14 @@ def test_early_stopping_restores_the_best_weights(tmp_path: Path) -> None:
 
 
 def test_divergence_is_reported() -> None:
-    run = make(steps=30)
-    with torch.no_grad():
-        run.model.embedding.weight.fill_(float("nan"))
-    with pytest.raises(SegueError, match="diverged"):
-        run.train(quiet=True)
+    class Diverging(Strategy):
+        def after_step(self, run: Run) -> None:
+            with torch.no_grad():
+                run.model.embedding.weight.fill_(float("nan"))
+
+    for steps in (30, 1):  # or at the last step
+        with pytest.raises(SegueError, match="diverged at step 1"):
+            make(steps=steps, strategy=Diverging()).train(quiet=True)
 
 
 SCRIPT = """
@@ -616,6 +619,8 @@ def test_bad_requests_are_one_line(tmp_path: Path) -> None:
         segue.fit(CASES["ten short ones"], steps=5, mixer="mamba9", quiet=True)
     with pytest.raises(SegueError, match="minutes or steps"):
         segue.fit(CASES["ten short ones"], steps=5, minutes=1, quiet=True)
+    with pytest.raises(SegueError, match="options cannot be"):
+        segue.fit(CASES["ten short ones"], steps=5, options={"attention": 3}, quiet=True)
     with pytest.raises(SegueError, match="width cannot be"):
         segue.fit(CASES["ten short ones"], steps=5, width="wide", quiet=True)
     with pytest.raises(SegueError):
@@ -803,6 +808,11 @@ def test_the_bootstrap_interval_covers_the_mean() -> None:
     units = draw.integers(50, 100, 40).astype(float)
     low, high = bits_interval(units * draw.normal(1.0, 0.2, 40) * math.log(2), units)
     assert low < 1.0 < high and high - low < 0.3
+    units[::2] = 0  # of an empty document only the end is scored
+    nats = units + 100.0
+    low, high = bits_interval(nats, units)
+    assert low < nats.sum() / units.sum() / math.log(2) < high
+    assert bits_interval(nats[:1], units[:1] + 50) == pytest.approx((2 / math.log(2),) * 2)
 
 
 def test_weights_of_names_a_tied_table_once() -> None:

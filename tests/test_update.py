@@ -163,7 +163,7 @@ def test_conflicting_options_are_refused_before_learning(folder: Path, options: 
 
 
 def test_a_refused_update_does_not_block_the_next(folder: Path) -> None:
-    for strategy, choices in (("lora:targets=nothing", {}), ("naive", {"rows": -1})):
+    for strategy, choices in (("lora:targets=nothing", {}), ("freeze:parts=nothing", {}), ("naive", {"rows": -1})):
         with pytest.raises(SegueError):
             segue.load(folder).update(words("def"), strategy=strategy, steps=2, quiet=True, **choices)
     assert segue.load(folder).update(words("def"), strategy="naive", steps=2, quiet=True).steps == 2

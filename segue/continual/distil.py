@@ -86,6 +86,8 @@ class DER(Rehearsal):
     def __init__(self, alpha: float = 0.5, rows: int = 0, capacity: int = 1000, update: str = "reservoir",
                  seed: int = 0) -> None:
         super().__init__(capacity, update, seed)
+        if alpha < 0 or rows < 0:
+            raise SegueError(f"alpha {alpha} and rows {rows} do not fit: both are 0 or more")
         self.alpha, self.rows = alpha, rows
 
     def offer(self, run: Run, rows: Batch) -> None:
@@ -125,6 +127,8 @@ class DERpp(DER):
     def __init__(self, alpha: float = 0.5, beta: float = 0.5, rows: int = 0, capacity: int = 1000,
                  update: str = "reservoir", seed: int = 0) -> None:
         super().__init__(alpha, rows, capacity, update, seed)
+        if beta < 0:
+            raise SegueError(f"beta is 0 or more, not {beta}")
         self.beta = beta
 
 

@@ -168,6 +168,8 @@ class MIR(Replay):
     def __init__(self, capacity: int = 1000, share: float = 0.5, candidates: int = 50, rate: float | None = None,
                  update: str = "reservoir", among: str = "uniform", seed: int = 0) -> None:
         check_choice("among", among, RETRIEVALS)
+        if candidates < 1:
+            raise SegueError(f"{candidates} candidates are none to choose from: give 1 or more")
         super().__init__(capacity, share, update, partial(retrieve_interfered, candidates=candidates, rate=rate,
                                                           among=RETRIEVALS[among]), seed=seed)
 

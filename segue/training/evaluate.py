@@ -184,7 +184,7 @@ class Tally:
         hits = [((k - better).double() / equal.clamp(min=1)).clamp(0, 1) for k in TOPS]
         for i, hit in enumerate(hits):
             self.hits[:, i] += torch.bincount(documents, repeats * hit, size).cpu().numpy()
-        bucket = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+        bucket = (confidence * CALIBRATION_BINS).nan_to_num().long().clamp(max=CALIBRATION_BINS - 1)
         correct = hits[TOPS.index(1)]
         for i, weight in enumerate((torch.ones_like(confidence), confidence, correct)):
             self.bins[i] += torch.bincount(bucket, repeats * weight, CALIBRATION_BINS).cpu().numpy()
@@ -317,8 +317,8 @@ def _score_whole(model: Decodable, store: Store, offsets: np.ndarray, predicted:
 
 def bits_interval(nats: np.ndarray, units: np.ndarray) -> tuple[float, float]:
     """The 95% bootstrap interval over documents of the bits per unit; for one document, its value twice."""
-    nonempty = units > 0
-    nats, units = nats[nonempty], units[nonempty]
+    scored = (units > 0) | (nats > 0)  # of an empty document the end is scored, which is no unit
+    nats, units = nats[scored], units[scored]
     if len(units) < 2:
         value = float(nats.sum() / max(1, units.sum()) / math.log(2))
         return value, value
@@ -326,7 +326,8 @@ def bits_interval(nats: np.ndarray, units: np.ndarray) -> tuple[float, float]:
     at_once = max(1, BOOTSTRAP_ROOM // len(units))
     for first in range(0, BOOTSTRAP_DRAWS, at_once):
         drawn = generator.integers(0, len(units), (min(at_once, BOOTSTRAP_DRAWS - first), len(units)))
-        ratios.append(nats[drawn].sum(1) / units[drawn].sum(1) / math.log(2))
+        total_nats, total_units = nats[drawn].sum(1), units[drawn].sum(1)
+        ratios.append(total_nats[total_units > 0] / total_units[total_units > 0] / math.log(2))
     low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
     return float(low), float(high)
 

@@ -136,8 +136,7 @@ class Run:
         seed_step(self.generator().initial_seed() + rank_offset, self.device)
         self.loss = loss = self.compute_gradients()
         if not math.isfinite(loss):
-            raise SegueError(f"training diverged at step {self.step}: fit again with a lower rate "
-                             f"(rate={self.plan.rate / 3:.2g}) or another seed")
+            raise self._divergence()
         self.optimiser.step(self.plan.scale(self.step))
         self.optimiser.zero_grad()
         if self.plan.ema:
@@ -145,6 +144,10 @@ class Run:
         self.strategy.after_step(self)
         self.step += 1
         return loss
+
+    def _divergence(self) -> SegueError:
+        return SegueError(f"training diverged at step {self.step}: fit again with a lower rate "
+                          f"(rate={self.plan.rate / 3:.2g}) or another seed")
 
     @torch.no_grad()
     def _put(self, weights: dict[str, Tensor]) -> None:
@@ -242,6 +245,8 @@ class Run:
         self._losses = []
         if self.held_out is not None:
             entry["held_out"] = score = self.score_held_out(self.held_out)
+            if math.isnan(score):
+                raise self._divergence()
             self.keep_if_best(score)
         self.curve.append(entry)
 

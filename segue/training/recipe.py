@@ -105,6 +105,9 @@ class Plan:
                     raise SegueError(f"{name} must be {words}, not {value}")
         if plan.threads > (num_cores := os.cpu_count() or 1) and "threads" in choices:
             raise SegueError(f"this machine has {num_cores} cores: threads cannot be {plan.threads}")
+        if not all(isinstance(value, dict) for value in plan.options.values()):
+            raise SegueError(f"options cannot be {plan.options!r}: they are by mixer and name, for example "
+                             '{"attention": {"window": 64}}')
         check_choice("schedule", plan.schedule, SCHEDULES)
         check_choice("precision", plan.precision, ("float32", "bfloat16"))
         return plan

@@ -36,7 +36,7 @@ from segue.objectives import ANY_ORDER, BOTH_WAYS, Distillation, Objective, obje
 from segue.training import distributed
 from segue.training.batches import Batches, Store
 from segue.training.evaluate import score, score_bound
-from segue.training.loop import Run, isolated_torch, parallel_form
+from segue.training.loop import CHECKPOINT, Run, isolated_torch, parallel_form
 from segue.training.pruning import Prune
 from segue.training.recipe import (
     Facts,
@@ -310,12 +310,12 @@ class FitJob:
 @contextmanager
 def remove_on_failure(work: Path) -> Iterator[None]:
     """Empty the folder `work` if the body raises, so that files of a refused setting do not block a corrected call.
-    Does nothing if there were files in it before."""
+    Does nothing if there were files in it before, or a training has begun."""
     was_empty = not any(work.iterdir())
     try:
         yield
     except Exception:
-        if was_empty and distributed.rank() == 0:
+        if was_empty and not (work / CHECKPOINT).exists() and distributed.rank() == 0:
             shutil.rmtree(work, ignore_errors=True)
             with suppress(OSError):
                 work.parent.rmdir()
