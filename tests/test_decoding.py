@@ -330,6 +330,9 @@ def test_a_processor_sees_the_drafted_path_and_may_mask_tokens() -> None:
     (lambda model: generate(model, [[1]], 3, "greedy", temperature=0.7), "means nothing to decoder 'greedy'"),
     (lambda model: generate(model, [[1]], 3, "sample", warmth=0.7), "warmth"),
     (lambda model: generate(model, [[1]], 3, temperature=-1.0), "temperature"),
+    (lambda model: generate(model, [[1]], 3, temperature=np.inf, bad_words_ids=[[2]]), "temperature"),
+    (lambda model: generate(model, [[1]], 3, top_k=2.0), "top_k must be a whole number, not 2.0"),
+    (lambda model: generate(model, [[1]], 3, "beam", num_beams=2.0), "num_beams must be a whole number, not 2.0"),
     (lambda model: generate(model, [[1]], 3, top_p=0.0), "top_p"),
     (lambda model: generate(model, [[1]], 3, "beam", "trie"), "cannot use a draft"),
     (lambda model: generate(model, [[1]], 3, "beam", num_beams=0), "num_beams of at least 1"),
@@ -604,6 +607,10 @@ def test_continued_objects_round_trip_through_codecs(codec: str) -> None:
             joined = joined + part
         assert joined == stopped.value
     assert text == [answer.text for answer in cut]
+    searched = continue_objects(model, chosen, primes, 40, "beam", min_new_tokens=6)
+    stop = searched[0].value[2] if codec == "items" else searched[0].value[2:4]
+    ended = continue_objects(model, chosen, primes, 40, "beam", stop=[stop], min_new_tokens=6)[0]
+    assert ended.value == searched[0].value[: searched[0].value.index(stop)] and ended.finish == "until"
     for full in uncut if codec == "items" else []:
         assert full.text.split(" → ") == (full.value or [""]), "items with blanks in them do not run together"
 
@@ -654,9 +661,8 @@ def test_continue_takes_one_prime_or_several(tmp_path: Path) -> None:
         continue_(fitted, [], 4)
     with pytest.raises(SegueError, match="stop"):
         continue_(fitted, "a", 4, stop=[3])
-    for mistake in ({"decoder": "beam", "num_beams": "x"}, {"temperature": "warm"}):
-        with pytest.raises(SegueError, match=f"wrong sort in .*{list(mistake)[-1]}="):
-            continue_(fitted, "a", 4, **mistake)
+    with pytest.raises(SegueError, match=r"wrong sort in .*temperature="):
+        continue_(fitted, "a", 4, temperature="warm")
 
 
 # Search

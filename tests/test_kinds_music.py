@@ -105,6 +105,23 @@ def test_unknown_midi_chunks_are_skipped(tmp_path: Path) -> None:
     assert plain == with_chunk
 
 
+@pytest.mark.parametrize("meta", [b"\x59\x02\xfe\xff", b"\x59\x02\x09\x00", b"\x58\x02\x04\x02", b"\x20\x00",
+                                  b"\x54\x05\xff\x00\x00\x00\x00", b"\x51\x01\x07"])
+def test_malformed_meta_events_are_skipped(tmp_path: Path, meta: bytes) -> None:
+    path = midi(tmp_path / "a.mid", [(0, on(60)), (480, off(60))])
+    expected = next(MUSIC.read(path)).object
+    data = path.read_bytes()
+    size, rest = int.from_bytes(data[18:22]), data[22:]
+    path.write_bytes(data[:18] + (size + 2 + len(meta)).to_bytes(4) + b"\0\xff" + meta + rest)
+    assert next(MUSIC.read(path)).object == expected
+
+
+def test_many_instruments_that_begin_together(tmp_path: Path) -> None:
+    items = encode_notes([Note(0, program, 40 + program, 24, 20) for program in range(20)], [])
+    MUSIC.write([items], tmp_path / "a.mid")
+    assert next(MUSIC.read(tmp_path / "a.mid")).object == items
+
+
 def test_a_midi_file_in_a_riff_container_is_read(tmp_path: Path) -> None:
     KINDS["music"].write([["note60", "length12"]], tmp_path / "a.mid")
     raw = (tmp_path / "a.mid").read_bytes()

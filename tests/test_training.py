@@ -479,6 +479,23 @@ def test_kill_9_at_20_random_moments(tmp_path: Path) -> None:
     killed_fit(tmp_path, 20, 600)
 
 
+def test_a_large_seed_is_a_seed() -> None:
+    """A date and time, for example."""
+    runs = [make(seed=seed, steps=2) for seed in (20261127233015, 20261127233016)]
+    for run in runs:
+        run.train(quiet=True)
+    assert not torch.equal(*(weights(run.model) for run in runs))
+    with pytest.raises(SegueError, match="seed must be from 0"):
+        Plan(9).with_(seed=2**64)
+
+
+def test_early_stopping_keeps_the_averaged_weights() -> None:
+    run = make(ema=0.9, patience=9)
+    run.train(quiet=True)
+    assert run.held_out is not None and run.held_out(run.model) == run.best == min(e["held_out"] for e in run.curve)
+    assert all(torch.equal(p, run.average[name]) for name, p in run.model.named_parameters())  # the last were the best
+
+
 def make_of_two() -> Run:
     """What two processes train in test_parallel."""
     return make(steps=8, rows=4)
@@ -504,6 +521,16 @@ def test_fit_learns_saves_and_loads(tmp_path: Path) -> None:
         segue.fit(items, out=tmp_path / "m", steps=151, quiet=True, **SMALL)
     loaded.save(tmp_path / "copy")
     assert torch.equal(weights(segue.load(tmp_path / "copy").model), weights(fitted.model))
+
+
+def test_held_out_data_are_part_of_a_fit(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"out": tmp_path / "m", "steps": 3, "quiet": True, "mix": False, **SMALL}
+    first = segue.fit(sequences(), held_out=sequences(5, seed=1), **options)
+    same = segue.fit(sequences(), held_out=sequences(5, seed=1), **options)
+    assert same.report["held_out"]["units"] == first.report["held_out"]["units"]
+    for other in (sequences(5, seed=2), None):
+        with pytest.raises(SegueError, match="the held-out data"):
+            segue.fit(sequences(), held_out=other, **options)
 
 
 def test_a_fit_killed_at_its_end_resumes_to_the_same_model(tmp_path: Path,
@@ -750,6 +777,10 @@ def test_tally_counts_hits_and_nats() -> None:
     assert np.allclose(result.nats, [-math.log(0.75) - math.log(0.25), -math.log(0.9)])
     assert result.hits[:, 0].tolist() == [1, 1] and result.counts.tolist() == [2, 1]
     assert result.bins[0].sum() == 3 and result.bins[1].sum() == pytest.approx(0.75 + 0.75 + 0.9)
+    guess = Tally(1)
+    guess.add(torch.zeros(16, 8), torch.arange(16) % 8, torch.zeros(16, dtype=torch.long))
+    assert guess.result().hits.tolist() == [[2, 10, 16]], "equal scores are right as often as chance"
+    assert guess.result().bins[1:].sum(1) == pytest.approx(2)
 
 
 def test_the_bootstrap_interval_covers_the_mean() -> None:

@@ -89,9 +89,8 @@ class DER(Rehearsal):
         self.alpha, self.rows = alpha, rows
 
     def offer(self, run: Run, rows: Batch) -> None:
-        if not len(self.buffer):
-            scores_per_row = model_scores(run.model, rows.rows(slice(0, 1))).numel()
-            self.buffer.capacity = min(self.buffer.capacity, max(1, VALUES // scores_per_row))
+        stored = self.buffer.payload["scores"] if len(self.buffer) else model_scores(run.model, rows.rows(slice(0, 1)))
+        self.buffer.capacity = min(self.buffer.capacity, max(1, VALUES // stored[0].numel()))
         super().offer(run, rows)
 
     def payload(self, run: Run, rows: Batch) -> dict[str, Tensor]:

@@ -233,10 +233,11 @@ def _decode_answer(answer: Continuation, codec: Codec, request: Request, row: in
     value = strip_lead(decoded, lead)
     hidden = len(decoded) - len(value)  # units of the lead still to be cut from the pieces
     stop = None if request.stops is None else request.stops.find(value)
+    if stop is not None:
+        value, answer.finish = value[:stop], "until"  # also of a search, which knows no stops
     if request.max_units is not None and len(value) >= (limit := request.max_units[row]):
-        answer.finish = "length" if stop is None or stop >= limit else "until"
-        value = value[:limit]  # the last token may stand for more units than are left
-    answer.value = value if stop is None else value[:stop]
+        value, answer.finish = value[:limit], "length"  # the last token may stand for more units than are left
+    answer.value = value
     answer.text = as_text(answer.value, item_separator(codec))
     answer.pieces, piece_ends = [], list(accumulate(answer.per_pass))
     for start, end in zip([0, *piece_ends], piece_ends):

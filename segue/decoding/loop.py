@@ -147,8 +147,8 @@ class Loop:
         for prefill in prefills:
             self.live += prefill.rows
             for row in prefill.rows:
-                self._observed[row.request] = 0
                 if self.drafter is not None:
+                    self._observed[row.request] = 0
                     self.drafter.observe(row.request, row.prefix.tokens, prompt=True)
             accept(prefill.rows, [NO_DRAFT] * len(prefill.rows), self.acceptor)
         rows = [row for prefill in prefills for row in prefill.rows]

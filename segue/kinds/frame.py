@@ -52,6 +52,7 @@ TABULAR = DELIMITED | JSON | PARQUET | {
 SINGLE_QUOTED = re.compile(r"'[^'\n]*'([,;\t]'[^'\n]*')+\s*\n")  # a heading in quotation marks of another sort
 IDS = re.compile(r"[A-Za-z_]{0,4}\d+(-\d+)?( +[A-Za-z_]{0,4}\d+(-\d+)?)*")  # N55528 N19639
 BARE_LIST = re.compile(r"\[\w[\w-]*(\s*,\s*\w[\w-]*)+\]")  # [E5,E22], a list of words without quotation marks
+BRACKETED = re.compile(r"<[^<>\n]+>[,;|\t]")  # a column's name as traders' programs write it
 RECBOLE_TYPE = re.compile(r":(token|float)(_seq)?$")  # what RecBole writes behind a column's name
 LONG_WORD = re.compile(r"[A-Z*-]{20,}|[a-z*-]{20,}")  # no name of a column, and no word: letters of a sequence
 # A line of a web server's log in the common form, or with what NCSA added to it.
@@ -727,9 +728,10 @@ def _text(value: Any) -> str | None:
 
 
 def is_xml(raw: bytes, encoding: str) -> bool:
-    """By its first character."""
+    """By its first character, where that is none of a header such as <DATE>,<TIME>."""
     with suppress(LookupError):
-        return raw[:1000].decode(marked(raw, encoding), "ignore").lstrip("\ufeff\r\n\t ").startswith("<")
+        start = raw[:1000].decode(marked(raw, encoding), "ignore").lstrip("\ufeff\r\n\t ")
+        return start[:1] == "<" and not BRACKETED.match(start)
     return False
 
 

@@ -20,7 +20,7 @@ WITHIN = {"year": (1000, 2999), "month": (1, 12), "day": (1, 31), "hour": (0, 23
 MONTHS = words("jan feb mar apr may jun jul aug sep oct nov dec")
 CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?|([01]\d|2[0-3])\.[0-5]\d\.[0-5]\d")  # alone
 UNSAID = 1972  # in place of a year that nothing says: a leap year, and too long ago to be shown as a date
-DAY = re.compile(r"\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])")  # 081109, of this century
+DAY = re.compile(r"(19|20)?\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])")  # 20081109, or 081109 of this century
 MONTH_DAY = re.compile(r"(0[1-9]|1[0-2])[-/]([0-2]\d|3[01])")  # 03-17, as phones write their logs
 ISO = re.compile(r"\d{4}-\d\d-\d\d")
 OFFSET = words("timeframe milliseconds millis ms")  # columns of milliseconds since a day's visit began
@@ -71,7 +71,7 @@ def _text(cells: Mapping[str, str]) -> str | None:
         return None
     date = cells.get("date") or f"{numbers.get('year', UNSAID)}-{numbers['month']:02d}-{numbers.get('day', 1):02d}"
     if DAY.fullmatch(date):
-        date = f"20{date[:2]}-{date[2:4]}-{date[4:]}"
+        date = f"{'20' * (len(date) < 8)}{date[:-4]}-{date[-4:-2]}-{date[-2:]}"
     if MONTH_DAY.fullmatch(date):
         date = f"{UNSAID}-{date[:2]}-{date[3:]}"
     if "offset" in cells:

@@ -323,14 +323,15 @@ def _groups(table: Look) -> list[np.ndarray]:
 
 def likely_class(table: Look) -> str | None:
     """The column that says the class: one called so, else the last or the first that says few things over and over, in
-    words where columns have names."""
+    words, or noughts and ones, where columns have names."""
     if named := class_column(Path(), table, ""):
         return named
     candidates = [table.names[-1], table.names[0]] if table.names else []
     for name in candidates:
         cells = table.column(name)
         constant = len(set(map(str, cells))) == 1 and len(cells) >= 8
-        if cells and not (table.headed and _holds_numbers(cells)) and (says_few(cells) or constant):
+        numbers = table.headed and _holds_numbers(cells) and {*map(number_in, cells)} != {0, 1}
+        if cells and not numbers and (says_few(cells) or constant):
             return name
     return None
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.kinds.base import HEAD, MARK, Problems, bad, head_of, of_class
+from segue.kinds.codecs import NUCLEOTIDES
 from segue.kinds.headers import HeaderClass
 
 BLOCK = 1 << 22
@@ -30,7 +31,7 @@ FORMATS = {  # what files of databases and aligners begin with, and the name of 
     r"ID   \S+\s+(Reviewed|Unreviewed|STANDARD|PRELIMINARY);.* \d+ AA\.": "swiss",
     r"ID   .* \d+ (BP|AA)\.": "embl",
     r"# STOCKHOLM": "stockholm",
-    r"(CLUSTAL|MUSCLE|PROBCONS|MSAPROBS|Kalign)\b.*alignment|CLUSTAL( [WXO])?\s*\n": "clustal",
+    r"(CLUSTAL|MUSCLE|PROBCONS|MSAPROBS|Kalign)\b.*alignment|CLUSTAL( ?[WXO]| FORMAT\b.*)?\s*\n": "clustal",
     r">(P1|F1|D[LC]|R[LC]|N[13]|XX);": "pir",
     r"(?i)#NEXUS\b": "nexus",
     r"(HEADER    .{40}\d\d-[A-Z]{3}-\d\d|(ATOM|HETATM) +\d+ |CRYST1 |MODEL +\d+ *\n|REMARK +\d+ |TITLE {5}|"
@@ -38,13 +39,15 @@ FORMATS = {  # what files of databases and aligners begin with, and the name of 
     r"(#.*\n)*data_\S+\s(.|\n)*?_(entry\.id|atom_site\.(group_PDB|id))\s": "cif",
     r"[ \t]*\d+[ \t].*\n[ \t]*1[ \t]+[A-Za-z][ \t]+0[ \t]+2[ \t]+\d+[ \t]+1\b": "ct",
     r"(#.*\n)*1[ \t]+[A-Za-z][ \t]+\d+[ \t]*\r?\n2[ \t]+[A-Za-z][ \t]+\d+[ \t]*\r?\n": "bpseq",
-    r"(!!(NA|AA)_MULTIPLE_ALIGNMENT|PileUp\b)": "msf",
+    r"(.*\n){0,20}?.*\bMSF: *\d+ +Type: [NP]\b": "msf",
+    r"(.*\n){0,20}?.*\bLength: *\d+ .*\bCheck: *\d+ +\.\.[ \t]*\r?\n": "gcg",
     r"##maf version=": "maf",
     r"(<\?xml[^>]*>\s*)?<uniprot\b": "uniprot-xml",
     r"@(HD|SQ|RG|PG)\t[A-Z]{2}:": "sam",
     r"[^\s@][^\t\n]*\t\d+\t\S+\t\d+\t\d+\t(\*|(\d+[MIDNSHPX=])+)\t\S+\t\d+\t-?\d+\t([A-Za-z=.]+|\*)(\t|$)": "sam",
 }
 SIZES = re.compile(r"\s*(\d+)[ \t]+(\d+)[ \t]*[A-Za-z]?[ \t]*")  # the first line of PHYLIP: sequences, letters of each
+BLOCKS = re.compile(rb"[ \t]*(\d+[ \t]+)?([A-Za-z*.-]{10}[ \t]+)*[A-Za-z*.-]{1,10}[ \t]*\d*[ \t]*")  # of ten letters
 PAIRED = re.compile(rb"[().,\[\]{}<>|:~_-]*[()][().,\[\]{}<>|:~_A-Za-z-]*([ \t]+\([ \d.-]+\))?\s*")  # who pairs
 REVERSED = bytes.maketrans(b"ACGTUacgtu", b"TGCAAtgcaa")
 Found = tuple[str, bytes, np.ndarray | None]  # name, letters as they stand in the file, qualities
@@ -52,7 +55,7 @@ Found = tuple[str, bytes, np.ndarray | None]  # name, letters as they stand in t
 
 def format_of(head: bytes) -> str | None:
     """The name of a file's format in `FORMATS`, or "phylip", by its first lines; None of others, FASTA among them."""
-    text = head.lstrip()[:4096].decode("utf-8", "replace")
+    text = head.removeprefix(MARK).lstrip()[:4096].decode("utf-8", "replace")
     form = next((form for pattern, form in FORMATS.items() if re.match(pattern, text)), None)
     return form if form is not None or not SIZES.match(text) else _phylip_format(text)
 
@@ -73,6 +76,15 @@ def _phylip_format(text: str) -> str | None:
                len(pair[0]) <= int(sizes[2]) for pair in readings):
             return "phylip"
     return None
+
+
+def looks_like_bases(sample: bytes) -> bool:
+    """Whether letters of sequences are rather bases than residues: nine tenths of them are, gaps apart, or two thirds
+    where all others are ambiguous codes, as in primers."""
+    letters = sample.translate(None, b"-.")
+    others = letters.translate(None, b"ACGTUN")
+    ambiguous = not others.translate(None, NUCLEOTIDES.encode())
+    return len(others) <= len(letters) // (3 if ambiguous else 10)
 
 
 def sample_letters(text: bytes, form: str) -> bytes:
@@ -97,6 +109,8 @@ def sample_letters(text: bytes, form: str) -> bytes:
     elif form == "msf":
         words = [word for line in text.decode("utf-8", "replace").partition("//")[2].splitlines()
                  for word in line.split()[1:]]
+    elif form == "gcg":
+        words = [re.sub(r"\d", "", text.decode("utf-8", "replace").partition("..")[2])]
     elif form == "pir":
         words = [line for i, line in enumerate(lines) if line[:1] != ">" and lines[i - 1][:1] != ">"]
     else:
@@ -206,9 +220,49 @@ def _read_clustal(path: Path, handle: BinaryIO, problems: Problems | None) -> It
     yield from ((name, letters, None) for name, letters in rows.items())
 
 
+def _read_msf(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """MSF of GCG: names before a line //, then an interleaved alignment, a name and letters in blocks each row."""
+    head, _, body = handle.read().decode("utf-8", "replace").partition("\n//")
+    rows: dict[str, str] = {name: "" for name in re.findall(r"(?m)^\s*Name:\s*(\S+)", head)}
+    for line in body.splitlines():
+        if (cells := line.split()) and cells[0] in rows:
+            rows[cells[0]] += "".join(cells[1:])
+    if not all(rows.values()) or len(set(map(len, rows.values()))) != 1:
+        raise SegueError(f"{path}: its rows are not all of one length; is the alignment cut short?")
+    yield from ((name, letters.replace("~", "-").encode("utf-8", "replace"), None) for name, letters in rows.items())
+
+
+def _read_gcg(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """GCG: one sequence in numbered blocks, behind a line with its name, its length and two dots."""
+    head, body = re.split(r"(?m)\.\.[ \t]*\r?$", handle.read().decode("utf-8", "replace"), maxsplit=1)
+    name = head.splitlines()[-1].partition("Length:")[0].split()
+    letters = "".join(re.sub(r"\d", "", body).split())
+    if not letters:
+        raise SegueError(f"{path}: no letters behind the two dots; is the file cut short?")
+    yield name[0] if name else path.stem, letters.encode("utf-8", "replace"), None
+
+
+def _read_swiss(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """UniProt's text: entries that end with a line //, of which the first accession and the sequence are read."""
+    name, parts = "", list[bytes]()
+    for line in handle:
+        if line[:5] == b"     ":
+            parts.append(line)
+        elif line[:5] == b"AC   " and not name:
+            name = line[5:].split(b";")[0].strip().decode("utf-8", "replace")
+        elif line[:2] == b"//":
+            if parts:
+                yield name, b"".join(parts).translate(None, BLANKS), None
+            else:
+                bad(problems, path, name, None, "the entry has no sequence; download it again")
+            name, parts = "", []
+    if name:
+        bad(problems, path, name, None, "the entry does not end with //; is the file cut short?")
+
+
 def read_lines(handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
     """Nothing but letters: a sequence in each line, or one sequence over lines of equal length and a shorter last."""
-    text = without_annotation(without_comments(handle.read()))
+    text = letters_alone(handle.read())
     lines = [(str(number), line) for number, each in enumerate(text.splitlines(), 1) if (line := each.strip())]
     lengths = {len(line) for _, line in lines[:-1]}
     wrapped = len(lengths) == 1 and len(lines[-1][1]) < max(lengths)
@@ -239,6 +293,16 @@ def without_annotation(text: bytes) -> bytes:
     for i, line in enumerate(lines[1:], 1):
         if PAIRED.fullmatch(line) and len(line.split()[0]) == len(lines[i - 1].strip()):
             return b"".join(lines[:i])
+    return text
+
+
+def letters_alone(text: bytes) -> bytes:
+    """A text without comments at its beginning and annotation below letters; one whose letters stand in blocks of ten,
+    perhaps with their numbers beside them, becomes a line."""
+    text = without_annotation(without_comments(text))
+    lines = [line for line in text.splitlines() if line.strip()]
+    if lines and len(re.findall(rb"[A-Za-z*.-]+", lines[0])) > 1 and all(map(BLOCKS.fullmatch, lines)):
+        return b"".join(text.split()).translate(None, b"0123456789")
     return text
 
 
@@ -368,7 +432,8 @@ def read_fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Itera
 
 
 READERS: dict[str, Callable[[Path, BinaryIO, Problems | None], Iterator[Found]]] = {
-    "clustal": _read_clustal, "phylip": _read_phylip, "sam": _read_sam, "ct": _read_ct, "bpseq": _read_bpseq,
+    "clustal": _read_clustal, "phylip": _read_phylip, "msf": _read_msf, "gcg": _read_gcg, "swiss": _read_swiss,
+    "sam": _read_sam, "ct": _read_ct, "bpseq": _read_bpseq,
 }  # formats of `FORMATS` that Biopython is not asked for
 
 

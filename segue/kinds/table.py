@@ -373,9 +373,6 @@ def _prepared(frame: Frame) -> Frame:
     return frame
 
 
-    # when it was opened
-
-
 def _events(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | None,
             problems: Problems) -> tuple[Any, ...]:
     """Columns of a table, row by row: who and what as arrays of text, when as seconds (N,), the further numbers (N,) of

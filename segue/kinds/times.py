@@ -21,7 +21,7 @@ DATES = [*words("%Y-%m-%d %Y/%m/%d %Y.%m.%d %Y年%m月%d日 %d.%m.%Y %d-%m-%Y %m
 CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p", " %H.%M.%S", " %H.%M")
 MONTHS = words("%Y-%m %Y/%m %m/%Y %m.%Y %b-%Y %b-%y %Y-%b %YM%m")
 FORMATS = [date + clock for date in DATES for clock in CLOCKS] + \
-    ["%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %Y", *MONTHS, "%b %Y", "%Y %b"]
+    ["%d/%b/%Y:%H:%M:%S", "%d-%m-%Y:%H.%M", "%a %b %d %H:%M:%S %Y", *MONTHS, "%b %Y", "%Y %b"]
 DATED = re.compile(r"(?i)dat(e|um|a)|fecha|日|tag\b")
 SERIAL = 29221, 65746  # days of a spreadsheet: the years 1980 to 2079
 DATE = re.compile(r"\[?([A-Z][a-z]{2},? )?(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}[-/ ][A-Za-z]{3,9}[-/ ]\d{2,4}|"
@@ -201,7 +201,7 @@ QUARTER = re.compile(r"(\d{4})[-/ ]?Q([1-4])")
 AMERICA = {"E": "-0500", "C": "-0600", "M": "-0700", "P": "-0800"}  # in winter
 POINTED = re.compile(r"\b(\d{1,2})\.(\d\d)\.(\d\d)\.(\d{1,9})(?= ?[AP]M)")  # as Oracle writes it
 # A written time in three: the date and the clock to the second, its fraction, its zone.
-WRITTEN = re.compile(r"\[?(?P<clock>.*?)(?:(?<=:\d\d)[.,](?P<fraction>\d{1,9}))?(?P<half> ?[AP]M)?\s*"
+WRITTEN = re.compile(r"\[?(?P<clock>.*?)(?:(?<=:\d\d:\d\d)[.,](?P<fraction>\d{1,9}))?(?P<half> ?[AP]M)?\s*"
                      r"(?P<zone>Z|UTC|GMT|[ECMP][SD]T|(?<=[\d ])[+-]\d\d:?\d\d)?(?P<year> \d{4})?\]?")
 
 
@@ -236,8 +236,9 @@ def _dated(texts: list[str], path: Path) -> np.ndarray:
     best = [times for times, failed in zip(tried, failures) if failed == min(failures)]
     if any(not np.array_equal(best[0], other, equal_nan=True) for other in best[1:]):
         in_order = [times for times in best if (np.diff(times) > 0).all() or (np.diff(times) < 0).all()]
+        in_order = in_order if len(texts) > 2 else []
         even = [times for times in in_order if _unevenness(times) < 4]  # 01/02/1990 behind 01/01/1990: months, not days
-        if len(texts) > 2 and (len(in_order) == 1 or len(even) == 1):  # rows were kept as they came
+        if len(in_order) == 1 or len(even) == 1:  # rows were kept as they came
             return (in_order[0] if len(in_order) == 1 else even[0]) + np.array(offsets)
         dashed = [times for form, times, failed in zip(candidates, tried, failures)
                   if failed == min(failures) and form.startswith("%d-%m-%Y")]

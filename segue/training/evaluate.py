@@ -173,17 +173,19 @@ class Tally:
         target_logits = logits.gather(1, targets[:, None])[:, 0]
         repeats = torch.ones_like(lse, dtype=torch.float64) if weights is None else weights
         nats = (lse - target_logits).double() * repeats
-        rank = (logits > target_logits[:, None]).sum(1)
+        # Products in bfloat16 give equal logits; the target is expected among those in any order.
+        better, equal = (compare(logits, target_logits[:, None]).sum(1) for compare in (torch.gt, torch.eq))
         confidence = (logits.amax(-1) - lse).exp().double()
         if self.ranks is not None:
             self.ranks.add(logits.cpu().numpy(), targets.cpu().numpy(), documents.cpu().numpy())
         self.nats += torch.bincount(documents, nats, size).cpu().numpy()
         if weights is None:
             self.counts += torch.bincount(documents, minlength=size).cpu().numpy()
-        for i, k in enumerate(TOPS):
-            self.hits[:, i] += torch.bincount(documents, repeats * (rank < k), size).cpu().numpy()
+        hits = [((k - better).double() / equal.clamp(min=1)).clamp(0, 1) for k in TOPS]
+        for i, hit in enumerate(hits):
+            self.hits[:, i] += torch.bincount(documents, repeats * hit, size).cpu().numpy()
         bucket = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
-        correct = (rank == 0).double()
+        correct = hits[TOPS.index(1)]
         for i, weight in enumerate((torch.ones_like(confidence), confidence, correct)):
             self.bins[i] += torch.bincount(bucket, repeats * weight, CALIBRATION_BINS).cpu().numpy()
 

@@ -8,6 +8,7 @@ is completed by whoever opens the folder next.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -130,7 +131,10 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
         raise nothing_known_error(data)
     notes = [*([describe_unknown(share, data)] if share else []), *fitted.reading_differences(data)]
     memory = fitted.memory or job.new_memory()
-    name = name or f"update {len(fitted.report.get('updates', [])) + 1}"
+    numbers = itertools.count(len(fitted.report.get("updates", [])) + 1)  # a merged model has another's experiences
+    name = name or next(free for number in numbers if (free := f"update {number}") not in memory.exams)
+    if name in memory.exams:
+        raise SegueError(f"the model has learned an experience called '{name}' already: choose another name")
     request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else learner.name,
                "minutes": minutes, "steps": steps, "seed": seed, "name": name, "choices": choices,
                "weights": weights_hash(fitted.model)}
