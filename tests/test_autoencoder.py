@@ -241,6 +241,10 @@ def test_grouped_splits_keep_groups_together() -> None:
     assert question.labels.tolist() == [0] * 20 + [1] * 20
     with pytest.raises(SegueError, match="cannot be split"):
         grouped_split(np.zeros(9))
+    with_a_large_one = np.concatenate([np.zeros(50, int), np.arange(1, 51)])
+    for seed in range(100):
+        held_out = grouped_split(with_a_large_one, 0.2, seed)
+        assert held_out.sum() == 20 and not held_out[:50].any()
 
 
 @given(seed=st.integers(0, 99), n=st.integers(2, 30), share=st.floats(0.01, 1))

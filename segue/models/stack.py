@@ -540,3 +540,8 @@ class Stack(OnePassModel, nn.Module):
     def layout_form(self) -> Stack:
         """See `segue.models.base.layout_form`."""
         return self
+
+    @property
+    def max_positions(self) -> int | None:
+        """See `segue.models.base.max_positions`."""
+        return self.config.learned_positions or None
