@@ -14,6 +14,7 @@ from segue.models import Stack, StackConfig
 from segue.models.base import needs_whole_prompt
 from segue.models.bounded import bound_attention
 from segue.models.compiled import accelerate
+from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.stack import has_constant_state
 
 STACKS = {"attention": {}, "grouped": {"kv_heads": 2}, "no positions": {"positions": "none"}}
@@ -61,7 +62,8 @@ def test_a_stack_that_learned_without_prompts_reads_them_as_its_rows(mixer: str)
     prompts = [torch.randint(29, (n,)).tolist() for n in (9, 4)]
     reader = bound_attention(stack, 30)
     assert needs_whole_prompt(stack) and not needs_whole_prompt(reader) and not needs_whole_prompt(accelerate(reader))
-    for network in (reader, accelerate(bound_attention(stack.float(), 30))):
+    all_layers = Scheduled(reader, DepthSchedule((2,)))
+    for network in (reader, all_layers, accelerate(bound_attention(stack.float(), 30))):
         for prompt, answer in zip(prompts, generate(network, prompts, 6)):
             logits = stack(torch.tensor([prompt + answer.tokens])).logits[0, len(prompt) - 1 : -1]
             assert logits.argmax(-1).tolist() == answer.tokens
