@@ -788,8 +788,8 @@ def _load_text(path: Path, raw: bytes, problems: Problems, requested: frozenset[
     if not raw.strip():
         raise SegueError(f"{path}: there is no row below the header; give a table with a row an event")
     table, rows, unit = _parse_csv(path, raw, look, delimiter, first_line, problems)
-    columns = {name: column for name, column in _columns(path, table).items()
-               if not (look.headed and name.isdigit() and column.null_count == len(column))}  # after a last delimiter
+    columns = {name: column for place, (name, column) in enumerate(_columns(path, table).items(), 1)
+               if not (look.headed and name == str(place) and column.null_count == len(column))}  # of no name
     return Frame(path, {name: _parsed_list_column(column) for name, column in columns.items()}, look.headed, rows, unit)
 
 
