@@ -161,7 +161,19 @@ def _is_stream(head: bytes) -> bool:
 
 
 def _read_columnar(source: Any, head: bytes, preview: bool = False) -> pa.Table:
-    """The table in a file for which `is_parquet`. preview: its first rows are enough."""
+    """The table in a file for which `is_parquet`; bytes that are UTF-8 throughout, as older programs wrote texts, are
+    texts. preview: its first rows are enough."""
+    import pyarrow as pa
+
+    table = _read_any(source, head, preview)
+    for place, field in enumerate(table.schema):
+        if pa.types.is_binary(field.type):
+            with suppress(pa.ArrowInvalid):
+                table = table.set_column(place, field.name, table.column(place).cast(pa.string()))
+    return table
+
+
+def _read_any(source: Any, head: bytes, preview: bool) -> pa.Table:
     import pyarrow as pa
     from pyarrow import feather, orc, parquet
 

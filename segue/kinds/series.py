@@ -343,7 +343,7 @@ def listed(lists: Mapping[str, Sequence[Any]]) -> list[str]:
         return [item for cell in lists[name] if isinstance(cell, list) for item in cell if item not in (None, "")]
 
     numbers = [name for name in lists if (values := items(name)) and all(map(is_number, values))]
-    measured_lists = [name for name in numbers if measured(items(name))]
+    measured_lists = [name for name in numbers if measured(items(name)) or plain(name) == "target"]
     when = column_called(lists, WHEN)
     other_lists = [name for name in lists if name not in numbers and (values := items(name))
                    and not timelike(values[:100])]
