@@ -212,3 +212,34 @@ def test_codes_between_blanks_are_rows(tmp_path: Path) -> None:
     content = lines(lambda i: f"A1{i * 7 % 4} {near(20, 5, 0)} A3{i * 5 % 3} A4{i * 11 % 5} {near(3000, 900, 0)} A201 "
                     f"{i * 13 % 5 // 4 + 1}", 60)
     check(put(tmp_path / "german.data", content), "rows", 60, "class=x7 (last)")
+
+
+def test_tables_of_films_users_and_commits(tmp_path: Path) -> None:
+    content = lines(lambda i: f"{i + 1},Story {i} (1995),{one_of('Comedy', 'Drama')}", head="movieId,title,genres\n")
+    check(put(tmp_path / "movies.csv", content), "text", 40, "field=title")
+    content = lines(lambda i: f"{i + 1}|{20 + i * 7 % 40}|{one_of(*'MF')}|{one_of('writer', 'other')}|8{i}")
+    check(put(tmp_path / "u.user", content), "rows", 40, "columns=x1,x2,x3,x4")
+    content = lines(lambda i: f"user_{i}\t{one_of(*'mf')}\t{20 + i % 9}\t{one_of(*'JP')}\tAug {i % 28 + 1}, 2006",
+                    head="#id\tgender\tage\tcountry\tregistered\n")
+    check(put(tmp_path / "profile.tsv", content), "rows", 40, "age,country,")
+    content = lines(lambda i: f"{i * 7919:08x},dev{i % 4},2021-03-{i % 28 + 1:02},Fix the parser for case {i} of it",
+                    head="hash,author,date,message\n")
+    check(put(tmp_path / "commits.csv", content), "text", 40, "field=message")
+
+
+def test_ships_are_no_places(tmp_path: Path) -> None:
+    content = lines(lambda i: f"3677116{i % 3},2020-06-30T00:{i // 3:02}:{i * 7 % 60:02},{near(21, .1, 4)},"
+                    f"{near(-157, .1, 4)},{near(9, 1, 1)}", 90, "MMSI,BaseDateTime,LAT,LON,SOG\n")
+    assert read(put(tmp_path / "ais.csv", content)).kind.name == "series"
+    for name in "12":
+        put(tmp_path / f"taxis/{name}.txt", lines(lambda i: f"TAXI,2008-02-02 15:{i:02}:08,{near(9, .1)},{near(3, .1)}"
+                                                  ).replace("TAXI", name))
+    assert read(tmp_path / "taxis")[1].object[0].startswith("x3=")
+
+
+def test_letters_beside_frames_are_in_no_known_encoding(tmp_path: Path) -> None:
+    content = lines(lambda i: f"用户{i % 5},商品{i % 7},2021-03-{i % 28 + 1:02}", head="用户,商品,时间\n")
+    with pytest.raises(SegueError, match="is not UTF-8"):
+        read(put(tmp_path / "chinese.csv", content.encode("gb18030")))
+    data = read(tmp_path / "chinese.csv", encoding="gb18030")
+    assert data.kind.name == "events" and data[0].name == "用户0"

@@ -47,7 +47,8 @@ JSON = LINES | {".json", ".jsonocel"}
 PARQUET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc", ".orc"))  # and its like
 # Files that may hold a table; so may those that are numbered, as of one day or person, and more of UCI's.
 TABULAR = DELIMITED | JSON | PARQUET | {
-    "", *words(".txt .dat .data .log .list .trn .tra .tst .tes .train .test .pgn .sgf .rdb .tbl .prn .asc")}
+    "", *words(".txt .dat .data .log .list .trn .tra .tst .tes .train .test .base .item .user .pgn .sgf .rdb .tbl "
+                ".prn .asc")}
 NUMBERED = re.compile(r"\.(\d+|data[^a-z].*|.*-data)")
 SINGLE_QUOTED = re.compile(r"'[^'\n]*'([,;\t]'[^'\n]*')+\s*\n")  # a heading in quotation marks of another sort
 IDS = re.compile(r"[A-Za-z_]{0,4}\d+(-\d+)?( +[A-Za-z_]{0,4}\d+(-\d+)?)*")  # N55528 N19639

@@ -122,6 +122,8 @@ class Events(Kind):
             return 0.75
         if names and self._guessed(path, table):
             return 0.72
+        if when and len(names) == 2 and not measured(table.column(next(name for name in names if name != when))):
+            return 0.6
         if addresses(table):
             return 0.05
         if not table.headed and _interactions(table):
