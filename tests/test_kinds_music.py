@@ -155,6 +155,18 @@ def test_scores_in_musicxml(tmp_path: Path) -> None:
             segue.read(tmp_path / "b.xml")
 
 
+def test_a_measure_of_musicxml_is_as_long_as_its_longest_voice(tmp_path: Path) -> None:
+    def note(step: str, length: int) -> str:
+        return f"<note><pitch><step>{step}</step><octave>4</octave></pitch><duration>{length}</duration></note>"
+
+    measures = (note("C", 4) + "<backup><duration>4</duration></backup>" + note("E", 1), note("G", 4))
+    (tmp_path / "a.musicxml").write_text(
+        '<score-partwise><part-list><score-part id="P1"/></part-list><part id="P1">'
+        + "".join(f"<measure>{measure}</measure>" for measure in measures) + "</part></score-partwise>")
+    found, _ = decode_items(segue.read(tmp_path / "a.musicxml")[0].object)
+    assert {note.pitch: note.start for note in found} == {60: 0, 64: 0, 67: 4 * GRID}
+
+
 def test_drums_in_musicxml_are_those_of_their_instruments(tmp_path: Path) -> None:
     hit = ("<note><unpitched><display-step>C</display-step><display-octave>5</display-octave></unpitched>"
            "<duration>1</duration>{}</note>")

@@ -35,8 +35,12 @@ def read_musicxml(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, 
         notes, tempi = list[Note](), list[tuple[int, int]]()
         for part in score.iter("part"):
             program = 128 if part.get("id") in drums else programs.get(part.get("id"), 0)
-            now, onset, beat, shift, tied = 0.0, 0.0, 1.0, 0, dict[int, Note]()
-            for element in (each for measure in part.iter("measure") for each in measure):
+            now, end, onset, beat, shift, tied = 0.0, 0.0, 0.0, 1.0, 0, dict[int, Note]()
+            for element in (each for measure in part.iter("measure") for each in (measure, *measure)):
+                end = max(end, now)
+                if element.tag == "measure":  # it begins where the longest voice of the one before ends
+                    now = end
+                    continue
                 beat = float(element.findtext("divisions") or beat)
                 length = float(element.findtext("duration") or 0) / beat * GRID
                 tempi += [(round(now), nearest(TEMPI, float(sound.get("tempo", 0)))) for sound in element.iter("sound")
