@@ -109,3 +109,6 @@ def test_qualities_are_those_of_their_time(tmp_path: Path, signs: str, expected:
     data = read(tmp_path / "a.fq")
     assert [record.channels["quality"].tolist() for record in data] == [expected] * 3
     assert ("before version 1.8" in data.problems.note) == told
+    for content in ("\n@r\nACGTA\n\n+\nIIIII\n" * 3, "@r\nACG\nTA\n+\nIII\nII\n" * 3):
+        (tmp_path / "b.fq").write_text(content)
+        assert not read(tmp_path / "b.fq").problems.note

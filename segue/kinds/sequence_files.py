@@ -449,10 +449,13 @@ def read_fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Itera
 
 
 def _sign_of_zero(head: bytes) -> int:
-    """The sign that stands for a quality of 0 in a FASTQ file: @ if in each fourth line at its beginning none is below
-    ; (-5), one is above K (which would be 42) and none above h (40); else !."""
-    signs = b"".join(head.splitlines()[3:-1:4])
-    return ord("@") if signs and ord(";") <= min(signs) and ord("K") < max(signs) <= ord("h") else PHRED[0]
+    """The sign that stands for a quality of 0 in a FASTQ file of four lines a record: @ if at its beginning none is
+    below ; (-5), one is above K (which would be 42) and none above h (40); else !."""
+    lines = [line for line in head.splitlines()[:-1] if line.strip()]
+    lines = lines[: len(lines) // 4 * 4]
+    signs = b"".join(lines[3::4])
+    regular = {line[:1] for line in lines[::4]} == {b"@"} and {line[:1] for line in lines[2::4]} == {b"+"}
+    return ord("@") if regular and ord(";") <= min(signs) and ord("K") < max(signs) <= ord("h") else PHRED[0]
 
 
 READERS: dict[str, Callable[[Path, BinaryIO, Problems | None], Iterator[Found]]] = {
