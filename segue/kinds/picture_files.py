@@ -86,7 +86,7 @@ def picture_columns(table: Look) -> list[str]:
         if packed or (0 < len(lists) == len(cells) and all(square_size(len(cell)) and are_brightness(cell)
                                                            for cell in lists)):
             return [name]
-    if len(table.names) <= 64 or table.form != "delimited":
+    if len(table.names) <= 64 or table.form != "delimited" or (not table.headed and len(table.rows) < 2):
         return []
     names = [name for name in table.names if re.fullmatch(r"\D*\d+(x\d+)?", name)] if table.headed else table.names
     if not table.headed and (marks := one_hot_columns(table)):
