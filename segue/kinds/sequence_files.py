@@ -34,7 +34,8 @@ FORMATS = {  # what files of databases and aligners begin with, and the name of 
     r"(CLUSTAL|MUSCLE|PROBCONS|MSAPROBS|Kalign)\b.*alignment|CLUSTAL( ?[WXO]| FORMAT\b.*)?\s*\n": "clustal",
     r">(P1|F1|D[LC]|R[LC]|N[13]|XX);": "pir",
     r"(?i)#NEXUS\b": "nexus",
-    r"(HEADER    .{40}\d\d-[A-Z]{3}-\d\d|(ATOM|HETATM) +\d+ |CRYST1 |MODEL +\d+ *\n|REMARK +\d+ |TITLE {5}|"
+    r"(HEADER    (.{40}\d\d-[A-Z]{3}-\d\d|.*\n(COMPND|REMARK|TITLE|EXPDTA|SEQRES|ATOM) )|(ATOM|HETATM) +\d+ |CRYST1 |"
+    r"MODEL +\d+ *\n|REMARK +\d+ |TITLE {5}|"
     r"(EXPDTA|COMPND) {4}\S|(SEQRES|HELIX) +\d+ +\w+ |"
     r"(REMARK.*\n)+(ATOM|HETATM) +\d+ )": "pdb",
     r"(#.*\n)*data_\S+\s(.|\n)*?_(entry\.id|atom_site\.(group_PDB|id))\s": "cif",
