@@ -171,15 +171,16 @@ def test_parts_of_musicxml_stay_in_time(tmp_path: Path) -> None:
     """Where one part's measure is too short, or too long."""
     def part(step: str, *lengths: int) -> str:
         rest, note = "<rest/>", f"<pitch><step>{step}</step><octave>4</octave></pitch>"
-        return "".join(f"<measure><note>{note}<duration>1</duration></note><note>{rest}<duration>{length - 1}</duration>"
-                       "</note></measure>" for length in lengths)
+        return "".join(f"<measure><note>{note}<duration>1</duration></note><note>{rest}<duration>{length - 1}"
+                       "</duration></note></measure>" for length in lengths)
 
-    parts = (part("C", 4, 4, 4), part("E", 4, 3, 4), part("G", 8, 4, 4))
-    (tmp_path / "a.musicxml").write_text(f"<score-partwise>{''.join(f'<part>{each}</part>' for each in parts)}"
-                                         "</score-partwise>")
-    found, _ = decode_items(segue.read(tmp_path / "a.musicxml")[0].object)
-    assert [(note.start, note.pitch) for note in found] == [
-        (start, pitch) for start in (0, 4 * GRID, 8 * GRID) for pitch in (60, 64, 67)]
+    for parts in ((part("C", 4, 4, 4, 4), part("E", 4, 3, 4, 5), part("G", 8, 4, 4, 4)),
+                  (part("C", 4, 4, 4, 4), part("E", 4, 3, 5, 4))):
+        (tmp_path / "a.musicxml").write_text(f"<score-partwise>{''.join(f'<part>{each}</part>' for each in parts)}"
+                                             "</score-partwise>")
+        found, _ = decode_items(segue.read(tmp_path / "a.musicxml")[0].object)
+        assert [(note.start, note.pitch) for note in found] == [
+            (4 * GRID * number, pitch) for number in range(4) for pitch in (60, 64, 67)[: len(parts)]]
 
 
 def test_drums_in_musicxml_are_those_of_their_instruments(tmp_path: Path) -> None:

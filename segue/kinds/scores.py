@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
-from statistics import median_high
 from typing import Any
 
 from segue.errors import SegueError
@@ -84,7 +84,7 @@ def _placed(part: Any) -> Iterator[tuple[int, Any, float, float]]:
 
 def _measure_starts(parts: Iterable[Sequence[tuple[int, Any, float, float]]]) -> list[float]:
     """Where each measure begins, in steps. A measure is as long as its longest voice, or, where parts do not agree, as
-    it is in most of them, so that all stay in time."""
+    it is in most of them, and then as most measures are, so that all stay in time."""
     lengths: list[list[float]] = []
     for elements in parts:
         ends: dict[int, float] = {}
@@ -92,8 +92,10 @@ def _measure_starts(parts: Iterable[Sequence[tuple[int, Any, float, float]]]) ->
             ends[number] = max(ends.get(number, 0.0), place + length)
         lengths += [[] for _ in range(max(ends, default=-1) + 1 - len(lengths))]
         for number, end in ends.items():
-            lengths[number] += [end] if end > 0 else []
-    return list(accumulate((median_high(each) if each else 0.0 for each in lengths), initial=0.0))
+            lengths[number] += [round(end, 3)] if end > 0 else []
+    common = Counter(chain.from_iterable(lengths))
+    return list(accumulate((max(each, key=lambda length: (each.count(length), common[length])) if each else 0.0
+                            for each in lengths), initial=0.0))
 
 
 def _sounding_pitch(note: Any, shift: int, struck: Mapping[str | None, int]) -> int | None:
