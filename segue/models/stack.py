@@ -538,7 +538,8 @@ class Stack(OnePassModel, nn.Module):
     @property
     def max_positions(self) -> int | None:
         """See `segue.models.base.max_positions`."""
-        return self.config.learned_positions or None
+        tables = [self.position_embedding, *(getattr(block.mixer, "places", None) for block in self.blocks)]
+        return min((table.num_embeddings for table in tables if isinstance(table, nn.Embedding)), default=None)
 
     def state_parameters(self) -> list[nn.Parameter]:
         """Parameters of the mixers' states: own learning rate, no weight decay."""
