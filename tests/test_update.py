@@ -177,6 +177,16 @@ def test_models_that_read_both_ways_are_refused_an_update(tmp_path: Path) -> Non
     assert model.update(words("def"), strategy="replay", steps=2, quiet=True).steps == 2
 
 
+def test_an_update_learns_by_the_objective_of_the_fit() -> None:
+    learned = []
+    for objective in ("unlikelihood", "next"):
+        model = segue.fit(words("abc", 40), steps=2, quiet=True, mix=False, objective="unlikelihood", **SMALL)
+        model.report["plan"]["objective"] = objective
+        model.update(words("def", 40), strategy="naive", steps=2, quiet=True)
+        learned.append(weights_hash(model.model))
+    assert learned[0] != learned[1]
+
+
 def test_an_update_on_few_data_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random letters, which can only be memorised."""
     monkeypatch.setattr("segue.verbs.update.steps_before", lambda *_: 200)

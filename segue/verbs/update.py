@@ -201,9 +201,10 @@ class UpdateJob:
     def new_memory(self) -> Memory:
         return Memory(self.fitted.context)
 
-    def objective(self, plan: Plan) -> Objective | None:
-        """What the model is trained by; None: the next element."""
-        return objective_named(plan.objective, known=plan.known) if plan.objective in BOTH_WAYS else None
+    def objective(self, plan: Plan) -> Objective:
+        """What the model is trained by: that of its fit."""
+        codec = self.fitted.codec
+        return objective_named(plan.objective, codec.eos, codec.spelling, plan.known)
 
     def first_plan(self) -> Plan:
         """The plan of the first fit; of a pretrained network that was not fitted here, one with usual rates."""
