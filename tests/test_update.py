@@ -55,6 +55,8 @@ def test_replay_forgets_less_than_naive(folder: Path, tmp_path: Path) -> None:
     assert (folder / "update.png").exists() and not (folder / "updating").exists()
     report_of_third = reloaded.update(words("mno", seed=2), steps=5, quiet=True)
     assert report_of_third.matrix.names == ["first data", "update 1", "update 2"]
+    with pytest.raises(SegueError, match="called 'first data' already"):
+        reloaded.update(words("mno", seed=3), steps=5, quiet=True, name="first data")
 
 
 def test_a_model_continues_by_its_new_weights(folder: Path) -> None:
@@ -161,7 +163,7 @@ def test_conflicting_options_are_refused_before_learning(folder: Path, options: 
 
 
 def test_a_refused_update_does_not_block_the_next(folder: Path) -> None:
-    for strategy, choices in (("lora:targets=nothing", {}), ("naive", {"rows": -1})):
+    for strategy, choices in (("lora:targets=nothing", {}), ("freeze:parts=nothing", {}), ("naive", {"rows": -1})):
         with pytest.raises(SegueError):
             segue.load(folder).update(words("def"), strategy=strategy, steps=2, quiet=True, **choices)
     assert segue.load(folder).update(words("def"), strategy="naive", steps=2, quiet=True).steps == 2
@@ -173,6 +175,29 @@ def test_models_that_read_both_ways_are_refused_an_update(tmp_path: Path) -> Non
     with pytest.raises(SegueError, match="ewc asks for the next element, and this model reads both ways"):
         model.update(words("def"), strategy="ewc", steps=2, quiet=True)
     assert model.update(words("def"), strategy="replay", steps=2, quiet=True).steps == 2
+
+
+def test_an_update_may_go_to_another_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, ways = weights_hash(segue.load(folder).model), {"strategy": "naive", "steps": 3, "quiet": True}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 1)
+        segue.load(folder).update(words("def", 40), out=tmp_path / "new", save_seconds=0, **ways)
+    resumed = segue.load(folder)
+    resumed.update(words("def", 40), out=tmp_path / "new", save_seconds=0, **ways)
+    assert weights_hash(segue.load(folder).model) == before and not (folder / "updating").exists()
+    assert weights_hash(segue.load(tmp_path / "new").model) == weights_hash(resumed.model) != before
+    with pytest.raises(SegueError, match="no empty folder"):
+        segue.load(folder).update(words("def", 40), out=tmp_path / "new", **ways)
+
+
+def test_an_update_learns_by_the_objective_of_the_fit() -> None:
+    learned = []
+    for objective in ("unlikelihood", "next"):
+        model = segue.fit(words("abc", 40), steps=2, quiet=True, mix=False, objective="unlikelihood", **SMALL)
+        model.report["plan"]["objective"] = objective
+        model.update(words("def", 40), strategy="naive", steps=2, quiet=True)
+        learned.append(weights_hash(model.model))
+    assert learned[0] != learned[1]
 
 
 def test_an_update_on_few_data_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:

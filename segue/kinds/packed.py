@@ -30,6 +30,7 @@ MATLAB, EPUB = ".mat", ".epub"
 ZIPS = {".zip", ".npz", ".mxl", ".epub", ".xlsx", ".xlsm", ".docx", ".pptx", ".ods", ".odt"}
 RATIO, LEAST = 200, 1 << 28  # an archive may unpack to so many times its size, or to so many bytes
 
+POINTER = b"version https://git-lfs.github.com/spec/"
 # What binary files begin with, what they are and how to go on.
 PICKLE = "a pickle, which is never opened: write it as JSON, CSV or .npy"
 FOREIGN = {
@@ -69,8 +70,8 @@ NO_TEXT = {
         "a track of a genome: write its values as CSV or .npy",
     r"(browser .*\n|track .*\n|#.*\n)*chr\w+\t\d+\t\d+(\t.*)?\n(chr\w+\t\d+\t\d+(\t.*)?\n)*(chr|\Z)":
         "places in a genome (BED): cut their sequences out with bedtools getfasta",
-    r"(<\?xml[^>]*>\s*)?(<!DOCTYPE[^>]*>\s*)?<(GBSet|INSDSet|TSeqSet|Bioseq-set)":
-        "XML of NCBI: download it as FASTA or GenBank",
+    r"(<\?xml[^>]*>\s*)?(<!DOCTYPE[^>]*>\s*)?<(GBSet|INSDSet|TSeqSet|Bioseq-set|UniRef\d*\b|uniparc\b)":
+        "XML of sequences in a form that is not read here: download it as FASTA or GenBank",
     r"(<\?xml[^>]*>\s*)?(<!DOCTYPE[^>]*>\s*)?<(museScore|mei\b|score-timewise)": SCORE,
     r"(<\?xml[^>]*>\s*)?<(cml|CDXML|molecule)\b|(REMARK.*\n)*ROOT\n":
         "a molecule in a form that is not read here: save it as SDF or SMILES, say with Open Babel",
@@ -125,6 +126,8 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def _stream(path: Path, raw: io.BufferedReader) -> Any:
+    if raw.peek(len(POINTER)).startswith(POINTER):
+        raise SegueError(f"{path}: a pointer of Git LFS, not the file itself: fetch that with git lfs pull")
     magic = raw.peek(6)[:6]
     if magic[:2] == b"\x1f\x8b":
         return gzip.GzipFile(fileobj=raw)

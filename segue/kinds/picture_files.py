@@ -52,6 +52,7 @@ def read_pictures(path: Path, data: bytes, problems: Problems | None) -> Iterato
         yield from _read_table(path, problems)
         return
     arrays, labels = _read_arrays(path, data, problems)
+    arrays = _stretch(arrays).astype(np.uint8, copy=False)
     labels = labels or classes_beside(path, len(arrays))
     images = require("PIL.Image", "picture")
     for number, frames in enumerate(arrays, 1):
@@ -183,7 +184,7 @@ def _stretch(grid: np.ndarray) -> np.ndarray:
     """Brightness stretched to 255 where pictures use only a few levels: black and white, or the 16 of scanned
     digits."""
     peak = int(grid[grid < 256].max(initial=0))
-    return np.where(grid < 256, grid * 255 // peak, grid) if 0 < peak <= 64 else grid
+    return np.where(grid < 256, grid.astype(np.int64) * 255 // peak, grid) if 0 < peak <= 64 else grid
 
 
 def is_image(head: bytes) -> bool:

@@ -150,10 +150,10 @@ def has_roles(path: Path, table: Look) -> bool:
     if not table.headed and len(table.names) > 3 and all(is_number(str(cell)) for row in table.rows for cell in row):
         return False
     cells = {name: [row[i] if i < len(row) else None for row in table.rows] for i, name in enumerate(table.names)}
-    columns = {name: pa.array(values) if any(isinstance(value, list) for value in values) else
-               pa.array([None if value in (None, "") else str(value) for value in values], pa.string())
-               for name, values in cells.items()}
-    try:
+    try:  # of lists that hold numbers and texts there is no column
+        columns = {name: pa.array(values) if any(isinstance(value, list) for value in values) else
+                   pa.array([None if value in (None, "") else str(value) for value in values], pa.string())
+                   for name, values in cells.items()}
         find_roles(Frame(path, columns, table.headed, np.arange(len(table.rows))), None, None, None)
     except (SegueError, pa.ArrowException):
         return False

@@ -26,6 +26,7 @@ __all__ = [
     "init_prompt_state",
     "layout_form",
     "mask_tokens",
+    "max_positions",
     "needs_whole_prompt",
     "pad_rows",
     "padding_starts",
@@ -145,10 +146,21 @@ class Decodable(Protocol):
         ...
 
 
+def max_positions(model: Any) -> int | None:
+    """The number of positions that a model has embeddings for or was made for; None where they have no end. In an
+    encoder-decoder that restarts them (`restart`), those of the target."""
+    inner = getattr(model, "network", model)  # of a mixture
+    forms = (getattr(inner, name, None) for name in ("layout_form", "decoder", "stack"))
+    return getattr(next((form for form in forms if form is not None), inner), "max_positions", None)
+
+
 def needs_whole_prompt(model: Decodable) -> bool:
-    """Whether some part of the model must be given the whole prompt in one call."""
-    parts = model.modules() if isinstance(model, nn.Module) else [model]
-    return any(getattr(part, "needs_whole_prompt", False) for part in parts)
+    """Whether the model must be given the whole prompt in one call: what it says itself, else whether some part of it
+    must be."""
+    own: bool | None = getattr(model, "needs_whole_prompt", None)
+    if own is None and isinstance(model, nn.Module):
+        return any(getattr(part, "needs_whole_prompt", False) for part in model.modules())
+    return bool(own)
 
 
 def set_prompt_lengths(model: Decodable, state: Decoding, lengths: Tensor) -> None:

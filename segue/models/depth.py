@@ -8,7 +8,7 @@ in advance.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.layout import LayerNodes, Layout
 from segue.mixers.state import State
+from segue.models.base import needs_whole_prompt
 from segue.models.stack import OnePassModel, Stack
 
 UNLIMITED_SPAN = 1 << 40  # longer than any document
@@ -76,7 +77,7 @@ class DepthSchedule:
         if isinstance(depth, DepthSchedule):
             return depth
         most, _, least = str(depth).partition("-")
-        if not most.isdigit() or not (least or most).isdigit():
+        if not most.isdecimal() or not (least or most).isdecimal():
             raise SegueError(f"depth '{depth}' is not a number of layers, such as 4, or two, such as 8-3: so many at "
                              "an answer's beginning and at its end")
         return cls.linear(int(most), int(least or most), length)
@@ -134,12 +135,11 @@ class Scheduled(OnePassModel, nn.Module):
         depths = self.schedule.depths
         return f"{self.stack.path}, {depths[0]} to {depths[-1]} of {len(self.spans)} layers"
 
-    def state_parameters(self) -> list[nn.Parameter]:
-        return self.stack.state_parameters()
-
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """`Stack.hidden` in which nodes beyond a layer's span skip that layer."""
         offsets = offsets_from_prompts(layout) if state is None else state.offset_from_prompt(layout.positions)
+        if layout.prompt is not None and not needs_whole_prompt(self.stack):
+            layout = replace(layout, prompt=None)  # it counts for the depth alone
         lowest, highest = (int(end) for end in offsets.aminmax()) if offsets.numel() else (0, 0)
         x, layer_nodes = self.stack.embed(tokens, layout.positions), dict[int, LayerNodes | None]()
         for index, span in enumerate(self.spans):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue.errors import SegueError
@@ -82,6 +82,10 @@ class LentState(State):
     @positions.setter
     def positions(self, positions: Tensor) -> None:
         self._positions = positions
+
+    def restore(self, snapshot: State) -> None:
+        self.reclaim()  # or the buffers would be copied over what is restored
+        super().restore(snapshot)
 
     def reclaim(self) -> None:
         recording, self.recording = self.recording, None
@@ -200,8 +204,7 @@ class Recorded:
         self.vocabulary, self.layout_form, self.needs_whole_prompt = stack.vocabulary, stack, needs_whole_prompt(stack)
         self.recordings: dict[tuple[int, int], Recording] = {}
         self.failure: str | None = None  # why nothing is recorded
-        tables = [stack.position_embedding, *(getattr(block.mixer, "places", None) for block in stack.blocks)]
-        self.longest = min((table.num_embeddings for table in tables if isinstance(table, nn.Embedding)), default=None)
+        self.longest = stack.max_positions
 
     @property
     def path(self) -> str:

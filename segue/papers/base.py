@@ -88,9 +88,10 @@ class Report(Shown):
         from rich.table import Table
         from rich.text import Text
 
-        ours = Table(*self.table[0] if self.table else (), title="measured here", title_justify="left")
+        columns = dict.fromkeys(name for row in self.table for name in row)  # rows of several parts differ in theirs
+        ours = Table(*columns, title="measured here", title_justify="left")
         for row in self.table:
-            ours.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()))
+            ours.add_row(*(cell_text(row.get(name)) for name in columns))
         theirs = Table("figure", "paper", title="the paper's own figures", title_justify="left")
         for what, figure in self.paper.items():
             theirs.add_row(what, figure)
@@ -101,6 +102,17 @@ class Report(Shown):
             lines.append(f"picture: {self.picture}")
         return Group(Text(f"{self.slug}: {self.statement}"), ours, *([theirs] if self.paper else []),
                      *map(Text, lines))
+
+
+def cell_text(value: Any) -> str:
+    """A value of a table's cell for people: four digits of a number, nothing for None."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(map(cell_text, value))
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {cell_text(part)}" for name, part in value.items())
+    return "" if value is None else str(value)
 
 
 class Run:

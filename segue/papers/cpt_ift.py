@@ -8,8 +8,9 @@ string functions in a new notation the instructions.
 
 Compared at three lengths of continued training: the base plus residual, the tuned model trained further, the same with
 5% replay of instruction rows, the base alone, and the base tuned again; by the share of requests answered exactly and
-bits per character. The claim holds if the residual answers clearly more requests than the tuned model trained further
-and keeps at least half of what the base learned; it is refuted if it does not, or if 5% replay is better on both.
+bits per character. The claim holds if at some length the residual answers clearly more requests than the tuned model
+trained further and keeps at least half of what the base learned; it is refuted if it never answers clearly more, or if
+5% replay is at least as good on both axes at every length.
 """
 
 from __future__ import annotations

@@ -223,7 +223,9 @@ def measure(run: Run) -> list[Row]:
     run.note(f"autoencoder: {setting.coder} steps, 5 frames in 2 moments of 3 x 3 elements of 32 numbers; foundation: "
              f"width {setting.width}, {setting.pairs} pairs of blocks, {setting.base} steps of {setting.rows} films, "
              f"{WHOLE:.0%} of them made as a whole; branch: beside the first {setting.depth} blocks, as copies of them "
-             f"to begin with, {setting.branch} steps; all together: the same branch and steps, nothing held still")
+             f"to begin with, {setting.branch} steps, in which no film is made as a whole; all together: the same "
+             "branch, steps and films, nothing held still, so that its Fréchet distance is of what these steps no "
+             "longer teach")
     run.note(f"{setting.steps} steps of Euler, guidance {setting.guidance:g}, times shifted by {FLOW.shift:g}; the "
              "judges see colours in the pixels: where the hero went while a key was held, and what became of the "
              "light; Fréchet distance: of films made of captions alone, by features of an own network of frames")

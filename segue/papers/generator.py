@@ -4,9 +4,9 @@ With 6-mer tokens a decoder sees six times as far in the same number of tokens. 
 3-mers, 6-mers and learned merges (BPE) are trained on a synthetic genome, half of which are diverged copies of repeat
 families, so that what follows can be predicted; 1-mers and 6-mers also on E. coli 536, where next to nothing can.
 
-Compared by recovery: the share of the next 30 bases that greedy decoding predicts on held-out repeats, at equal tokens;
-and, for 6-mers, with only as many bases of context as 1-mers have. The claim holds if 6-mers lead 1-mers and merges
-clearly, and lose at least half of their lead over 1-mers when the context is as short.
+Compared by recovery: the share of the next 30 bases that greedy decoding predicts on another such genome, at equal
+tokens; and, for 6-mers, with only as many bases of context as 1-mers have. The claim holds if 6-mers lead 1-mers and
+merges clearly, and lose at least half of their lead over 1-mers when the context is as short.
 """
 
 from __future__ import annotations

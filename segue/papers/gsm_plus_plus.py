@@ -25,6 +25,7 @@ import torch
 from segue.kinds.graph import Graph, Graphs
 from segue.models import Classifier, StackConfig
 from segue.models.classify import LinearHead
+from segue.models.estimators import forest
 from segue.models.graphs import GraphSequence, pack_graphs
 from segue.objectives import Batch, ClassLoss
 from segue.papers.base import Claim, Row, Run, Verdict
@@ -128,8 +129,6 @@ def score_fold(arm: Arm | None, folder: Path | None, number: int, seed: int, ste
     test_ids = set(ranked[number::FOLDS])
     train, test = [graphs[i] for i in order if i not in test_ids], [graphs[i] for i in order if i in test_ids]
     if arm is None:
-        from segue.models.estimators import forest
-
         counts = [np.array([[graph.nodes.count(atom) for atom in atoms] + [len(graph.edges)] for graph in part], float)
                   for part in (train, test)]
         labels = [np.array([graph.label == classes[1] for graph in part]) for part in (train, test)]

@@ -48,7 +48,7 @@ CONTEXTS = (256, 1024, 4096, 8192)
 @cache
 def load_tunes(folder: Path | None) -> dict[str, list[str]]:
     """Tunes in ABC by style, each after a line break and with the blank lines that end it; artificial ones without
-    data. """
+    data."""
     if folder is None:
         rng = np.random.default_rng(0)
         return {name: ["\nX: 1\n" + "".join(rng.choice(list(letters), 60)) + "\n\n" for _ in range(60)]

@@ -5,13 +5,14 @@ of ten Markov chains, so that what it predicts depends on which chain the contex
 by brute force: every prompt of up to two elements is tried on every tested state. The verdict needs the paper's order
 (the true next element is reached more often than likely ones, and these more often than a uniformly drawn one) and
 needs greedy search and GCG to find most of what brute force finds. Controls: the same model trained on contexts that
-belong to other sequences (must reach almost nothing), and a GRU (reported only). """
+belong to other sequences (must reach almost nothing), and a GRU (reported only)."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,8 +32,6 @@ ARMS = {"attention": "chains", "attention, shuffled": "shuffled", "gru": "chains
 
 def sample_chains(seed: int) -> Tensor:
     """(CHAINS, V, V) transition probabilities, drawn so that each element has few likely successors."""
-    import numpy as np
-
     rows = np.random.default_rng(seed).dirichlet([0.05] * V, (CHAINS, V))
     return torch.from_numpy(0.97 * rows + 0.03 / V)
 

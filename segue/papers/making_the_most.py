@@ -5,7 +5,7 @@ Adaptation while a text is scored: optimising the hidden state against optimisin
 no adaptation, by perplexity on the plays that the model was trained on (Tiny Shakespeare) and on Python source. (2)
 Window recurrence: vectors that summarise the previous window of 32 bytes, against windows alone, overlapping windows
 and the whole context of 128. (3) Degenerate modes: on captions of which one in twenty is broken off, likelier search
-finds more empty answers; beam search conditioned on the answer's length must not, at no loss of likelihood. """
+finds more empty answers; beam search conditioned on the answer's length must not, at no loss of likelihood."""
 
 from __future__ import annotations
 
@@ -231,9 +231,9 @@ def compare_searches(folder: Path | None, seed: int, width: int, steps: int, num
     best = {arm: [max((option.score or 0.0 for option in (answer, *answer.others) if has_length(option)),
                       default=-math.inf) for answer in found_answers] for arm, found_answers in lists.items()}
     for arm, found_answers in lists.items():
-        result[f"empty, {arm}"] = mean(not answer.tokens for answer in found_answers) if arm == CONDITIONAL else 0.0
         result[f"found, {arm}"] = mean(score > -math.inf for score in best[arm])
         result[f"tokens read, {arm}"] = mean(answer.nodes for answer in found_answers)
+    result[f"empty, {CONDITIONAL}"] = mean(not answer.tokens for answer in lists[CONDITIONAL])
     pairs = [(a, b) for a, b in zip(best[CONDITIONAL], best[FILTERED]) if max(a, b) > -math.inf]
     differences = [a - b for a, b in pairs if min(a, b) > -math.inf]
     result["at least as likely"] = mean(a >= b - 1e-9 for a, b in pairs) if pairs else 0.0

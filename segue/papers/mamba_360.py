@@ -5,7 +5,7 @@ The survey's two findings in one experiment: state spaces model long sequences b
 recalls better than any state space that applies the same linear map at every position. Five mixers (attention, S4D,
 LRU, Hyena, Mamba) in one stack, at equal parameters and steps, on ListOps, handwritten digits read pixel by pixel, a
 delayed cue, and multi-query recall. The verdict needs the best state space ahead of attention over the three long tasks
-and attention ahead of the time-invariant mixers at recall, and that each task was learned by some mixer at all. """
+and attention ahead of the time-invariant mixers at recall, and that each task was learned by some mixer at all."""
 
 from __future__ import annotations
 
@@ -52,6 +52,10 @@ def load_task(task: str, seed: int, size: int) -> tuple[dict[str, Any], Callable
     return {"vocabulary": recall.vocabulary}, recall.batches(32, (size, size), seed), recall.test(256, size, seed)
 
 
+def count_parameters(model: Stack) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def build(mixer: str, first: str, reading: dict[str, Any]) -> Stack:
     """A stack of two blocks (mixer `first`, then `mixer`), at the width whose parameter count is nearest to
     PARAMETERS."""
@@ -60,9 +64,6 @@ def build(mixer: str, first: str, reading: dict[str, Any]) -> Stack:
     def build_at(width: int) -> Stack:
         return Stack(StackConfig(width=width, mixers=[first, mixer], options=options, norm="layer", tied=False,
                                  **reading))
-
-    def count_parameters(model: Stack) -> int:
-        return sum(parameter.numel() for parameter in model.parameters())
 
     return min(map(build_at, range(24, 65, 8)), key=lambda model: abs(count_parameters(model) - PARAMETERS))
 
@@ -75,7 +76,7 @@ def train_and_test(mixer: str, task: str, seed: int, steps: int, size: int) -> d
     learn(model, batches, steps, seed=seed, **LEARNING)
     parts = [test.rows(part) for part in torch.arange(len(test.tokens)).split(64)]
     right = sum(accuracy(model, part) * part.count for part in parts) / test.count
-    return {"accuracy": right, "parameters": sum(parameter.numel() for parameter in model.parameters())}
+    return {"accuracy": right, "parameters": count_parameters(model)}
 
 
 def measure(run: Run) -> list[Row]:

@@ -5,7 +5,7 @@ MASFormer: a few layers at the bottom of the stack have full attention, all othe
 Equal stacks that differ only in the span of their layers recall key-value pairs read many blocks earlier; a trained
 full model is also converted to local layers and trained on. The verdict compares two full layers of four with all full
 and all local, by accuracy and by the share of query-key pairs that attention computes. The same stacks on the text of
-novels are reported beside it. """
+novels are reported beside it."""
 
 from __future__ import annotations
 

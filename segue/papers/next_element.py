@@ -30,6 +30,7 @@ from segue.models.predict import DecodablePredictor, SequencePredictor
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.batches import Arrays, Batches
 from segue.training.evaluate import score
+from segue.training.loop import Run as Training
 from segue.training.recipe import Plan
 
 if TYPE_CHECKING:
@@ -84,8 +85,6 @@ def fit_best(make: Callable[[Any], Fitted], choices: Iterable[Any], train: list[
 def train_gru(train: list[np.ndarray], validation: list[np.ndarray], size: int, epochs: int, seed: int,
               ) -> SequencePredictor:
     """A recurrent network of 64 units, trained with early stopping on the validation cases."""
-    from segue.training.loop import Run as Training
-
     start = size
     rows, longest = 16, max(map(len, train + validation))
 

@@ -5,7 +5,7 @@ pointer network whose encoder is an LSTM or a set encoder of 0, 1 or 5 processin
 more steps must sort better. (2) A star-shaped graphical model whose leaves depend on one head variable, learned with
 the head first or last: from few samples the head-first order must be easier. (3) 5-grams of a novel, as words with
 their positions, in two fixed orders and with a search over both during training: the search must settle on the better
-one. """
+one."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ partial attention (PALM) gives the source a softmax of its own. Language model, 
 parts switched off one by one, are the same stack at equal parameters; a 2 + 2 layer encoder-decoder stands beside.
 Data: a synthetic task that passes through the source four times, and sentences from restaurant facts (E2E). The verdict
 needs the language model's attention to the source to fall, PALM's sensitivity to it to last, and gains on both data
-sets that the prefix language model does not explain. """
+sets that the prefix language model does not explain."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ ARMS: dict[str, dict[str, bool]] = {LM: dict.fromkeys(PARTS, False),
 LESS = {f"PALM without {name}": {**ARMS[PALM], part: False} for part, name in PARTS.items()}
 SOURCE, TIMES, VALUES = 12, 4, 3  # of the source, whose symbols have as many features as it is gone through
 SYMBOLS = VALUES**TIMES
+RATE, ROWS, STEPS, REAL_STEPS = 0.01, 16, 120, 150
 Pair = tuple[list[int], list[int]]
 
 
@@ -86,9 +87,6 @@ def train_arm(arm: str, seed: int, ids: int, width: int, batches: Any, steps: in
     model = build(ids, width, arm)
     learn(model, batches, steps, rate=RATE, seed=seed, muon=True, cooldown=0.7)
     return model
-
-
-RATE, ROWS, STEPS, REAL_STEPS = 0.01, 16, 120, 150
 
 
 def score_passes(arm: str, seed: int, width: int, steps: int, rows: int) -> dict[str, Any]:

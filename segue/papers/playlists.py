@@ -99,10 +99,10 @@ def load_lastfm(folder: Path, seed: int) -> Lists:
     return Lists(rows, np.full(len(rows), -1), of, len(names))
 
 
-def load_movielens(folder: Path, seed: int, least: int = 5) -> Lists:
-    """Pieces of MovieLens ratings, of films with at least `least` ratings, grouped by user. A piece's genre is the one
-    that most of its films have, if there is no tie and at least one piece in thirty has this genre."""
-    people, films = rated_films(folder, least)
+def load_movielens(folder: Path, seed: int) -> Lists:
+    """Pieces of MovieLens ratings, grouped by user. A piece's genre is the one that most of its films have, if there is
+    no tie and at least one piece in thirty has this genre."""
+    people, films = rated_films(folder)
     rows, of = cut_pieces(people, seed)
     genres = [film["genres"].split("|") for film in films]
     commonest = [Counter(genre for film in row.tolist() for genre in genres[film]).most_common(2) for row in rows]
@@ -133,11 +133,10 @@ def train_encoder(arm: str, rows: list[np.ndarray], size: int, seed: int, settin
     if arm == BAG:
         return SIFEmbedding.fit(rows, cooccurrence_vectors(rows, size, setting["width"], seed=seed))
     model = build_autoencoder(arm, size, setting["width"], setting["dropout"])
-    direction = -1 if setting["reversed"] else 1
 
     def batches(step: int) -> Batch:
         chosen = np.random.default_rng([seed, step]).integers(len(rows), size=setting["rows"])
-        return Batch.pairs([(rows[i].tolist(), [*rows[i][::direction].tolist(), size]) for i in chosen], model.begin)
+        return Batch.pairs([(rows[i].tolist(), [*rows[i].tolist(), size]) for i in chosen], model.begin)
 
     learn(model, batches, steps, rate=setting["rate"], seed=seed, objective=NextElement(), cooldown=0.5, decay=0.01)
     return model
@@ -187,7 +186,7 @@ def probe_arm(arm: str, data: str, folder: Path | None, seed: int, count: int, l
     return result
 
 
-SETTING = {"width": 64, "dropout": 0.1, "rows": 64, "rate": 3e-3, "reversed": False}
+SETTING = {"width": 64, "dropout": 0.1, "rows": 64, "rate": 3e-3}
 COLUMNS = ("accuracy", "balanced", "majority", "by length", "tested", "precision at 0", "precision at 0.2")
 
 
@@ -222,6 +221,9 @@ def measure(run: Run) -> list[Row]:
              f"{steps[FILMS]:,} steps, the genre that most films of a piece have; no person stands on both sides; many "
              "ratings of a sitting have one time, and stand in the order of the file" if folders[LASTFM] else
              "Last.fm and MovieLens: made-up lists in their place")
+    run.note("tried since, on seed 100, where fewer songs of a made-up list are of its genre: of 30% the bag knows the "
+             "genre in 85.9% and the songs in 22.6%, the autoencoder in 92.4% and 20.0%: room alone does not make the "
+             "bag the better one")
     return table
 
 

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from segue.continual.alternate import Alternate
+from segue.data import read
 from segue.models import StackConfig
 from segue.models.hawkes import Hawkes
 from segue.models.point_process import PointProcess, PointProcessConfig
@@ -90,8 +91,6 @@ def cut_windows(sequences: Sequences, rows: int, seed: int) -> list[tuple[Sequen
 
 def load_stream(folder: Path) -> Sequences:
     """All sequences of a real stream."""
-    from segue.data import read
-
     return [(np.array([int(item) for item in record.object]), record.channels["time"])
             for record in read(*(folder / f"{part}.jsonl.gz" for part in ("train", "dev", "test")))]
 
@@ -124,8 +123,7 @@ def choose_training(arm: str, window: int) -> tuple[Strategy, list[int], int]:
     return strategy, [window], 0
 
 
-def run_arm(stream: str, folder: Path | None, arm: str, seed: int, rows: int, steps: int,
-            rate: float = 2e-3) -> dict[str, Any]:
+def run_arm(stream: str, folder: Path | None, arm: str, seed: int, rows: int, steps: int) -> dict[str, Any]:
     """Train one arm along a stream and return lists over windows: nats per event before training on the window (before,
     without the first), after it (after) and at the end of the stream (last); rmse of times and error of types of
     predictions before it."""
@@ -155,7 +153,7 @@ def run_arm(stream: str, folder: Path | None, arm: str, seed: int, rows: int, st
         if window == 0 or arm != FROZEN:
             strategy, chosen, replayed = choose_training(arm, window)
             learn(model, window_batches(train, chosen, seed + 100 * window, replayed), steps * (1 + 2 * (window == 0)),
-                  rate=rate, seed=seed + window, objective=objective, strategy=strategy)
+                  rate=2e-3, seed=seed + window, objective=objective, strategy=strategy)
         result["after"].append(nats(window))
     result["last"] = [nats(window) for window in range(WINDOWS)]
     return result

@@ -83,9 +83,9 @@ def split_items(items: list[dict[str, str]], training: Histories, test: list[tup
                 [genres[i] for i in order] if genres else [])
 
 
-def load_movielens(folder: Path, seed: int, least: int = 5) -> Shop:
-    """MovieLens: films with at least `least` ratings; the last LAST of each user are test targets."""
-    rows, films = rated_films(folder, least)
+def load_movielens(folder: Path, seed: int) -> Shop:
+    """MovieLens; the last LAST films of each user are test targets."""
+    rows, films = rated_films(folder)
     rows = [row for row in rows if len(row) > LAST + 2]
     items, genres = list[dict[str, str]](), list[frozenset[str]]()
     for film in films:
@@ -328,7 +328,7 @@ def measure(run: Run) -> list[Row]:
     run.note(f"width {setting['width']}, two blocks, {sum(setting['steps'])} steps of {setting['rows']} rows for "
              f"either: text, {setting['items']} items of at most 3 x {setting['longest']} tokens, in three parts "
              f"{setting['steps']} (in-batch contrast with masks filled in, and two stages against an index of the warm "
-             f"items); numbers, {setting['context']} items and each place asked, at bert4rec's settings")
+             f"items); numbers, {setting['context']} items and each place asked, Muon at 0.01 as bert4rec")
     run.note(f"MovieLens (latest small, 2016; {seeds[FILMS]} seeds, each with other cold items) stands in for "
              "MovieLens-100K: title, year, genres; the last three films of each user are asked for; the order within a "
              "sitting is partly that of the page. Amazon Scientific: 2,000 test histories, title, brand, description, "

@@ -5,7 +5,7 @@ paragraphs, of which related ones are retrieved. Arms: both memories, each left 
 rolling window of the last two paragraphs. The writer is a small decoder trained on single steps of the loop, in a world
 of beings that move between places, so that whether a being leaves the place where the story last put it can be checked.
 The verdict needs both memories right at long distances where the window is not, prompts of constant length, and edits
-of the memory by hand that are followed. """
+of the memory by hand that are followed."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ here, computed from the enzymes' sites and overhangs (REBASE) on the chromosome 
 machine, a random forest and a convolutional network (with known sites as its filters, or random ones) learn them from
 features of the sites, from composition, or from the bases. The verdict tests three of the paper's statements by
 bootstrap intervals: all three above 85%, the forest most specific and the machine most sensitive, sites more important
-than composition. """
+than composition."""
 
 from __future__ import annotations
 

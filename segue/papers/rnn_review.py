@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.mixers import MIXERS
+from segue.models.counts import CountModel
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.papers.corpora import documentation, novels
 from segue.tasks import TASKS
@@ -166,7 +167,6 @@ def score_language_model(mixer: str, path: Path | None, seed: int, rows: int = 8
     learn, test, symbols = novels(path)
     torch.manual_seed(seed)
     model = build_equal_size(lambda n: Reader(symbols, symbols, 64, mixer, {"inner": n}), 100_000)
-    assert isinstance(model, Reader)
     stream = learn[: len(learn) // rows * rows].view(rows, -1)
 
     def run(tokens: Tensor, state: Any) -> Tensor:
@@ -186,8 +186,6 @@ def score_language_model(mixer: str, path: Path | None, seed: int, rows: int = 8
 
 def score_kneser_ney(path: Path | None) -> dict[str, float]:
     """Bits per held-out character of an interpolated Kneser-Ney 5-gram on the same text."""
-    from segue.models.counts import CountModel
-
     learn, test, symbols = novels(path)
     model = CountModel(symbols, order=4, smoothing="kneser-ney")
     model.fit([learn.numpy()])

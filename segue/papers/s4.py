@@ -4,7 +4,7 @@ Two of its statements. (1) The initial state matrix decides what a state space l
 linear approximation (Lin), with random initial values, and a GRU of equal size classify pictures read pixel by pixel
 (MNIST, at scale gpu CIFAR in grey). (2) It runs as a recurrence at constant cost per token: the time of one more token
 after 1k to 16k, of S4 and of attention. The verdict needs the better HiPPO start well above random and no growth of
-S4's cost with length. """
+S4's cost with length."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A rollout packs many episodes into one sequence; a state space that resets insid
 carries nothing into the next, and trains in parallel. Three experiments: supervised recall within episodes (S5 with and
 without resets, GRU, masked attention), which tests the memory without reinforcement learning; the time of a training
 step by length, beside a GRU looped in Python; and a game (repeat the suit of four cards ago) played by an agent with
-the memory and one without, by proximal policy optimisation. """
+the memory and one without, by proximal policy optimisation."""
 
 from __future__ import annotations
 

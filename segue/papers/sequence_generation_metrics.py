@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -94,6 +93,7 @@ def same(texts: Texts, level: float, training: Texts, rng: np.random.Generator) 
 CORRUPTIONS: dict[str, Corruption] = {"drop": drop, "loop": loop, "shuffle": shuffle, "cut": cut,
                                       "exchange": exchange, "copy": copy, "same": same}
 SHARP, NOISE = "over-confident", "noise"
+DAMAGES = (*CORRUPTIONS, SHARP, NOISE)
 
 OVERLAP = "drop loop shuffle cut exchange copy same"
 CLAIMS = {
@@ -171,8 +171,10 @@ class Reader:
         return embed(self.network, [self.ids(text) for text in texts]).astype(float)
 
 
-reader = cache(lambda name, folder, count, seed, steps: Reader(split_windows(name, folder, count, seed)["training"],
-                                                               steps, seed))
+@cache
+def reader(name: str, folder: Path | None, count: int, seed: int, steps: int) -> Reader:
+    """The reader fitted on the training windows of a text."""
+    return Reader(split_windows(name, folder, count, seed)["training"], steps, seed)
 
 
 def score_texts(name: str, corruption: str, folder: Path | None, count: int, steps: int, seed: int
@@ -252,7 +254,7 @@ def measure(run: Run) -> list[Row]:
             table.append({"text": name, "metric": metric, "claims to see": claims,
                           "undamaged": values[applied[0]][0],
                           **{damage: round(detect(metric, values[damage]), 3) if damage in values else None
-                             for damage in (*CORRUPTIONS, SHARP, NOISE)},
+                             for damage in DAMAGES},
                           "values": {damage: [float(f"{value:.4g}") for value in by_level]
                                      for damage, by_level in values.items()}})
     run.note(f"{count:,} windows of {WORDS} words of each text for MAUVE (means of {SEEDS} groupings) and Frechet "
@@ -278,7 +280,7 @@ def measure(run: Run) -> list[Row]:
 
 def damages(claims: str) -> list[str]:
     """The names of damages in a string of them."""
-    return [damage for damage in (*CORRUPTIONS, SHARP, NOISE) if re.search(rf"(^| ){damage}( |$)", claims)]
+    return [damage for damage in DAMAGES if damage in claims.split()]
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
@@ -287,7 +289,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     rewarded: dict[str, list[str]] = {}
     claimed = 0
     for row in table:
-        for damage in damages(" ".join([*CORRUPTIONS, SHARP, NOISE])):
+        for damage in DAMAGES:
             value = row[damage]
             if value is None:
                 continue
@@ -308,18 +310,18 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
-    names, columns = list(dict.fromkeys(row["text"] for row in table)), [*CORRUPTIONS, SHARP, NOISE]
+    names = list(dict.fromkeys(row["text"] for row in table))
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     figure.set_size_inches(11, 8)
     for axis, name in zip(axes, names):
         rows = [row for row in table if row["text"] == name]
-        values = np.array([[np.nan if row[damage] is None else row[damage] for damage in columns] for row in rows],
+        values = np.array([[np.nan if row[damage] is None else row[damage] for damage in DAMAGES] for row in rows],
                           float)
         image = axis.imshow(values, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
         for y, row in enumerate(rows):
-            for x in (columns.index(damage) for damage in damages(row["claims to see"])):
+            for x in map(DAMAGES.index, damages(row["claims to see"])):
                 axis.plot(x, y, "o" if values[y, x] >= BOUND else "x", color="k", markersize=4)
-        axis.set_xticks(range(len(columns)), columns, rotation=90)
+        axis.set_xticks(range(len(DAMAGES)), DAMAGES, rotation=90)
         axis.set_yticks(range(len(rows)), [row["metric"] for row in rows], fontsize=8)
         axis.set_title(f"{name} (dots: claimed)")
     figure.colorbar(image, ax=list(axes), label="correlation of the level with the metric's fall in quality")

@@ -5,7 +5,7 @@ belongs to the key. One key in five is unreadable, and in training the answer st
 the model goes by the order where it does not know. It is trained on ordered questions alone, as pretrained models are;
 at test time every question is asked in all 24 orders, as an ordered prompt, as a set (mask and positions), with the
 mask or the positions alone, and as a set after some tuning on sets. The verdict needs sets to give one answer to all
-orders, ordered prompts and each half of the method not to, and little loss of accuracy. """
+orders, ordered prompts and each half of the method not to, and little loss of accuracy."""
 
 from __future__ import annotations
 

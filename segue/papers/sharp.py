@@ -5,7 +5,7 @@ A sparse network learns classes experience by experience. It replays hidden acti
 its older units are frozen and read only units that are at least as old. Arms: SHARP, SHARP without freezing, without
 replay, fine-tuning, and replay of raw inputs of all classes in as many bytes as SHARP keeps. Data: digits (MNIST) in
 five experiences of two classes, read by a fixed random trunk (a convolution; a GRU beside). Settings are chosen on a
-class order and rows of their own; the verdict compares accuracy and forgetting of the arms at equal memory. """
+class order and rows of their own; the verdict compares accuracy and forgetting of the arms at equal memory."""
 
 from __future__ import annotations
 

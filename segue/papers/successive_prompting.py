@@ -3,7 +3,7 @@
 Complex questions about passages are answered directly, by a chain of thought, or successively: the model asks itself
 one simple question at a time and answers it, by itself or with symbolic tools. One small decoder is trained on all of
 these, with few complex problems and any number of simple ones, in the made-up language Ledger. The verdict needs
-successive prompting ahead of the chain of thought, and more so with tools, by paired bootstrap intervals. """
+successive prompting ahead of the chain of thought, and more so with tools, by paired bootstrap intervals."""
 
 from __future__ import annotations
 

@@ -223,7 +223,8 @@ def measure(run: Run) -> list[Row]:
     run.note("second attempt: in the first, with blocks whose channel mixer stands behind the attention (seed 0), 99% "
              "of lists were right and a head of layer 2 cost the most in 98% of them (5.2 nats, 1.3 in spans), but it "
              "copies: the channel mixer behind it steps on, and the best circuit's score was 5%, as by chance; here "
-             "channel mixers stand beside the attention, as in Pythia, and nothing stands behind the last head")
+             "channel mixers stand beside the attention, as in Pythia, and nothing stands behind a head of layer 2 "
+             "(behind one of layer 1 stands the mixer of layer 2)")
     run.note("score: share of all pairs whose second the head's circuit, from the first channel mixer's output, ranks "
              "first in its class; second: of the next best head; shuffled classes: the best head's where the order is "
              "random; with embedding: the best where the input is the embedding too; wins: share of list prompts in "

