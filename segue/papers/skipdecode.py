@@ -181,7 +181,8 @@ def measure(run: Run) -> list[Row]:
                  "400, then 240 +2.5% and +2.2% (kept); a run of the first on the test inputs ended at +4.5%")
         run.note("what rounding makes of two seeds is as large as what is missing: with seeds 0 and 1 the kept "
                  "schedule ended at +2.6% on one processor, on another at +4.0% (0.7% above constant depth: "
-                 "inconclusive) and, by later kernels, at +3.3% (1.7% above it: refuted); so the rule takes four seeds since then")
+                 "inconclusive) and, by later kernels, at +3.3% (1.7% above it: refuted); so the rule "
+                 "takes four seeds since then")
     run.note(f"calls and tokens/s: {TOGETHER} rows over the planned length of 2x, torch on one thread, the prompt's "
              "reading left out; times: tokens/s against the full model's, the median of alternating rounds")
     rates = {arm: np.array(quick[arm]["rates"]) for arm in ARMS}
