@@ -152,6 +152,8 @@ Single = Annotated[str | None, typer.Option("--device", metavar="NAME", help="Wh
                                             "(default: the CPU, which is faster for a few texts at once of a small "
                                             "model).")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Stop before this; may be repeated.")]
+LearnDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the model goes (default: over "
+                                               "MODEL).")]
 OutDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Write a memory-mappable data set.")]
 PrimeFile = Annotated[Path | None, typer.Option(metavar="F", help="Go on from the first sequence of a file.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers here.")]
@@ -295,7 +297,7 @@ def update(model: Model, paths: Paths,
                                                         "merge, or naive; with settings, as ewc:strength=100, or "
                                                         "several, as 'mas + replay'.")] = None,
            minutes: Minutes = None, steps: Steps = None, how: How = None, choices: Choices = None,
-           device: Bulk = None) -> None:
+           out: LearnDir = None, device: Bulk = None) -> None:
     """Learn new files on top of a model, and measure what was gained and what was forgotten."""
     check_duration(minutes, steps)
     fitted = segue.load(model)
@@ -303,7 +305,8 @@ def update(model: Model, paths: Paths,
     options = parse_settings(choices)
     if "data" in options:
         raise SegueError("data cannot be --set: give PATH")
-    report = fitted.update(data, **options | drop_unset(strategy=strategy, minutes=minutes, steps=steps, device=device))
+    report = fitted.update(data, **options | drop_unset(strategy=strategy, minutes=minutes, steps=steps, out=out,
+                                                        device=device))
     show(report)
 
 
@@ -335,10 +338,10 @@ def prefer(model: Model,
            rate: Annotated[float | None, typer.Option(metavar="R", help="How fast to learn.")] = None,
            beta: Annotated[float | None, typer.Option(metavar="B", help="How close to stay to the model as it was; "
                                                       "small values let it change more.")] = None,
-           seed: Seed = None, json_file: JsonFile = None, device: Bulk = None) -> None:
+           seed: Seed = None, json_file: JsonFile = None, out: LearnDir = None, device: Bulk = None) -> None:
     """Learn from pairs which of two continuations is better (DPO), and measure what that changed."""
     check_duration(None, steps)
-    report = segue.load(model).prefer(pairs, **drop_unset(steps=steps, rate=rate, beta=beta, seed=seed,
+    report = segue.load(model).prefer(pairs, **drop_unset(steps=steps, rate=rate, beta=beta, seed=seed, out=out,
                                                           device=device))
     show(report)
     if json_file is not None:

@@ -42,7 +42,7 @@ def read_header(stream, limit=65536):
 # -- what is learned
 
 
-def held_out(name: str, share: int) -> bool:
+def is_held_out(name: str, share: int) -> bool:
     """One name in `share`, picked by its hash: the same on every machine."""
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % share == 0
 
@@ -55,7 +55,7 @@ def standard_library() -> tuple[list[Path], list[Path]]:
     if len(files) < 100:
         raise SegueError(f"only {len(files)} source files of the standard library are in {root}; "
                          "the demo needs them: on Debian, apt install libpython3-stdlib")
-    held = [path for path in files if held_out(path.relative_to(root).as_posix(), 20)]
+    held = [path for path in files if is_held_out(path.relative_to(root).as_posix(), 20)]
     return [path for path in files if path not in set(held)], held
 
 
@@ -103,10 +103,10 @@ def demo(out: str | Path = "demo-out", minutes: float = 2.0, update_minutes: flo
     for name in ("model", *STRATEGIES):  # what an earlier tour finished; an unfinished one goes on
         if (folder / name / "config.json").exists():
             shutil.rmtree(folder / name)
-    model = fit(read(*train, kind="code"), held_out=read(*held, kind="code"), out=folder / "model", minutes=minutes,
-                quiet=quiet)
-    held_out = model.report["held_out"]
-    scores = {OURS: held_out["bits_per_unit"], **held_out["baselines"], **baselines(train, held)}
+    held_out = read(*held, kind="code")
+    model = fit(read(*train, kind="code"), held_out=held_out, out=folder / "model", minutes=minutes, quiet=quiet)
+    evaluation = model.evaluate(held_out)  # all of them: the scores of the fit are of a sample
+    scores = {OURS: evaluation.bits_per_unit, **evaluation.baselines, **baselines(train, held)}
     say("\nHeld-out bits per byte:")
     for name in sorted(scores, key=lambda name: scores[name]):
         say(f"  {scores[name]:.3f}  {name}")

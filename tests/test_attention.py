@@ -248,6 +248,18 @@ def test_full_attention_read_twice_is_attention_over_both() -> None:
     assert torch.allclose(mixer.extend(x[:, 6:], state), mixer(x)[:, 6:], atol=1e-12)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"taps": 3}, {"window": 4, "kv_heads": 1}, {"span": 4, "ramp": 2}])
+def test_weights_say_what_is_read(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    mixer, x = Attention(8, 2, **options).double(), torch.randn(2, 9, 8, dtype=torch.float64)
+    layout = Layout.chain((2, 9), starts=torch.rand(2, 9) < 0.3)
+    read = x if mixer.convolution is None else mixer.convolution((x,), layout)
+    values = mixer.project(read, layout.positions)[2].repeat_interleave(2 // mixer.kv_heads, 1)
+    torch.testing.assert_close(mixer.output(mixer.weights(x, layout) @ values, x) if mixer.linear_in_values else
+                               mixer._project_out(mixer.weights(x, layout) @ values), mixer(x, layout))
+
+
 def test_a_learned_span_bounds_the_cache_and_adds_a_penalty() -> None:
     torch.manual_seed(0)
     mixer = Attention(8, span=10, ramp=2, span_penalty=0.5)

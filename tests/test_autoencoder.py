@@ -155,6 +155,12 @@ def test_sif_equals_numpys(seed: int, vocabulary: int, count: int) -> None:
     np.testing.assert_array_equal(embed(model, rows), embed(model, [draw.permutation(row) for row in rows]))
 
 
+def test_an_empty_row_has_the_vector_zero() -> None:
+    model = SIFEmbedding.fit([np.array([0, 1]), np.array([], np.int64), np.array([1, 2])], torch.eye(3))
+    assert not model.vectors(torch.zeros(1, 2, dtype=torch.long), torch.tensor([0])).any()
+    assert torch.allclose(model.common.norm(), torch.ones(()))
+
+
 def test_cooccurring_items_are_neighbours() -> None:
     draw = np.random.default_rng(0)
     rows = [draw.integers(10, size=12) + 10 * draw.integers(3) for _ in range(300)]
@@ -235,6 +241,10 @@ def test_grouped_splits_keep_groups_together() -> None:
     assert question.labels.tolist() == [0] * 20 + [1] * 20
     with pytest.raises(SegueError, match="cannot be split"):
         grouped_split(np.zeros(9))
+    with_a_large_one = np.concatenate([np.zeros(50, int), np.arange(1, 51)])
+    for seed in range(100):
+        held_out = grouped_split(with_a_large_one, 0.2, seed)
+        assert held_out.sum() == 20 and not held_out[:50].any()
 
 
 @given(seed=st.integers(0, 99), n=st.integers(2, 30), share=st.floats(0.01, 1))

@@ -407,6 +407,7 @@ def test_the_loss_scale_does_not_change_predictions() -> None:
         run = learn(model, lambda step: batch, 1, sgd=True, rate=rate, state_rate=rate, warmup=0.0, cooldown=0.0,
                     clip=0.0, strategy=scale, objective=ProxyReplay())
         weights[name] = (model.head.weight.data - start, run.curve[-1]["loss"])  # type: ignore[union-attr]
+        assert isinstance(run.objective, ProxyReplay), "the scale stays on the objective after its experience"
     torch.testing.assert_close(weights["half"][0], weights["whole"][0])  # half the loss at twice the rate
     assert weights["half"][1] == pytest.approx(weights["whole"][1])  # what is reported is not scaled
 

@@ -110,6 +110,43 @@ def test_comments_and_docstrings_are_stripped() -> None:
     assert [2, 8] in space.values() and bare_python(bare) == bare_python(bare_python(bare)) and "len('kept')" in bare
     with pytest.raises(SegueError, match="not Python"):
         bare_python("def (")
+
+
+def test_no_name_of_the_source_is_left_and_it_still_runs() -> None:
+    source = """
+import math as leak_module
+from dataclasses import dataclass
+@dataclass
+class LeakBox:
+    "leak"
+    leak_size: "leak of an annotation" = 2
+    def __post_init__(self):
+        self.leak_double = 2 * self.leak_size
+    def leak_method(self, leak_factor=1):
+        return self.leak_double * leak_factor
+async def leak_later():
+    "leak"
+def leak_count(*leak_rest, **leak_named):
+    leak_total = 0
+    def leak_inner():
+        nonlocal leak_total
+        leak_total += LeakBox(leak_size=3).leak_method(leak_factor=7)
+    leak_inner()
+    try:
+        leak_module.sqrt("x")
+    except TypeError as leak_error:
+        return leak_total, type(leak_error), sorted([1, 2], key=lambda leak_key: -leak_key)
+found = leak_count()
+"""
+    bare, space = bare_python(source), dict[str, Any]()
+    assert "leak" not in bare.lower()
+    exec(bare, space)  # our own text
+    assert (42, TypeError, [2, 1]) in space.values()
+
+
+def test_what_is_no_python_is_refused() -> None:
+    with pytest.raises(SegueError, match="not Python"):
+        bare_python("def (")
     with pytest.raises(SegueError, match="not Python"):
         bare_python("-" * 5000 + "1")
 

@@ -136,6 +136,22 @@ def test_drafts_of_any_tree_change_no_token(seed: int, vocabulary: int, sharpnes
             assert all(answer.accepted <= answer.drafted for answer in drafted)
 
 
+def test_drafts_do_not_reach_beyond_the_positions_of_a_model() -> None:
+    """A text that ends within the learned positions does so with drafts, also beside shorter ones."""
+    torch.manual_seed(0)
+    config = StackConfig(7, 16, ["attention"] * 2, {"attention": {"heads": 2, "positions": "none"}})
+    model, small = (Stack(replace(config, learned_positions=places)).eval() for places in (24, 16))
+    prompts = [[1, 2, 3] * 5, [4, 5]]
+    limited = {"n": 40, "until": [lambda tokens: len(tokens) >= 9, lambda tokens: len(tokens) >= 21]}
+    plain = generate(model, prompts, **limited)
+    with pytest.raises(SegueError, match="beyond the 24 learned positions"):
+        generate(model, prompts, 40)
+    for draft in ("lookup", "both", "depth", ModelDraft(small, 8, 0.0)):
+        drafted = generate(model, prompts, draft=draft, adaptive=False, **limited)
+        assert [answer.tokens for answer in drafted] == [answer.tokens for answer in plain]
+    assert drafted[1].drafted > 0
+
+
 @pytest.mark.parametrize("name", ["attention", "mixed"])
 def test_a_row_decodes_alike_alone_and_in_a_batch(name: str) -> None:
     model, prompts = stack(name), prompts_for(3, count=5)
@@ -330,9 +346,14 @@ def test_a_processor_sees_the_drafted_path_and_may_mask_tokens() -> None:
     (lambda model: generate(model, [[1]], 3, "greedy", temperature=0.7), "means nothing to decoder 'greedy'"),
     (lambda model: generate(model, [[1]], 3, "sample", warmth=0.7), "warmth"),
     (lambda model: generate(model, [[1]], 3, temperature=-1.0), "temperature"),
+    (lambda model: generate(model, [[1]], 3, temperature=np.inf, bad_words_ids=[[2]]), "temperature"),
+    (lambda model: generate(model, [[1]], 3, top_k=2.0), "top_k must be a whole number, not 2.0"),
+    (lambda model: generate(model, [[1]], 3, "beam", num_beams=2.0), "num_beams must be a whole number, not 2.0"),
     (lambda model: generate(model, [[1]], 3, top_p=0.0), "top_p"),
     (lambda model: generate(model, [[1]], 3, "beam", "trie"), "cannot use a draft"),
     (lambda model: generate(model, [[1]], 3, "beam", num_beams=0), "num_beams of at least 1"),
+    (lambda model: generate(model, [[1]], 3, "beam", until=bool), "neither takes back nor stops at a condition"),
+    (lambda model: continue_objects(model, ItemCodec([*"abcde"]), ["a"], 3, "beam", until=bool), "nor stops at a cond"),
     (lambda model: generate(model, [[1]], 3, acceptor="wishful"), "'wishful' is unknown"),
     (lambda model: generate(model, [[1], [2]], 3, seed=[1]), "1 seeds for 2 prompts"),
     (lambda model: next(stream(model, [[1]], 3, "beam")), "cannot stream"),
@@ -604,6 +625,10 @@ def test_continued_objects_round_trip_through_codecs(codec: str) -> None:
             joined = joined + part
         assert joined == stopped.value
     assert text == [answer.text for answer in cut]
+    searched = continue_objects(model, chosen, primes, 40, "beam", min_new_tokens=6)
+    stop = searched[0].value[2] if codec == "items" else searched[0].value[2:4]
+    ended = continue_objects(model, chosen, primes, 40, "beam", stop=[stop], min_new_tokens=6)[0]
+    assert ended.value == searched[0].value[: searched[0].value.index(stop)] and ended.finish == "until"
     for full in uncut if codec == "items" else []:
         assert full.text.split(" → ") == (full.value or [""]), "items with blanks in them do not run together"
 
@@ -654,9 +679,8 @@ def test_continue_takes_one_prime_or_several(tmp_path: Path) -> None:
         continue_(fitted, [], 4)
     with pytest.raises(SegueError, match="stop"):
         continue_(fitted, "a", 4, stop=[3])
-    for mistake in ({"decoder": "beam", "num_beams": "x"}, {"temperature": "warm"}):
-        with pytest.raises(SegueError, match=f"wrong sort in .*{list(mistake)[-1]}="):
-            continue_(fitted, "a", 4, **mistake)
+    with pytest.raises(SegueError, match=r"wrong sort in .*temperature="):
+        continue_(fitted, "a", 4, temperature="warm")
 
 
 # Search

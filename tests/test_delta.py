@@ -207,7 +207,12 @@ def test_a_merged_model_can_be_updated(tmp_path: Path) -> None:
     model = segue.fit(["one two\n" * 9] * 9, steps=1, quiet=True, mix=False, width=16, depth=1)
     merged, _ = merge(model, [model], model)
     merged.save(tmp_path / "merged")
+    merged.folder = None
+    merged.update(["five six\n" * 9] * 9, steps=1, quiet=True)
+    assert model.memory is not None and list(model.memory.exams) == ["first data"], "the merged model shares its memory"
     assert segue.load(tmp_path / "merged").update(["five six\n" * 9] * 9, steps=1, quiet=True).steps == 1
+    again, _ = merge(merged, [merged], merged)
+    assert again.update(["six"] * 9, steps=1, quiet=True).matrix.names == ["first data", "update 1", "update 2"]
     merged.report.values.clear()
     with pytest.raises(SegueError, match="holds no plan"):
         merged.update(["five six\n" * 9] * 9, steps=1, quiet=True)

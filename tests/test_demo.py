@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from segue.demo import demo, documentation, held_out, page, standard_library
+from segue.demo import demo, documentation, is_held_out, page, standard_library
 from segue.errors import SegueError
 
 FACTS = {
@@ -31,7 +31,7 @@ def test_the_split_is_by_hash() -> None:
     assert len(train) > 400 and 10 < len(test) < 60 and not set(train) & set(test)
     assert standard_library() == (train, test)
     assert not any("pydoc_data" in path.parts or path.stat().st_size == 0 for path in train + test)
-    assert [held_out(str(i), 4) for i in range(8)] == [held_out(str(i), 4) for i in range(8)]
+    assert [is_held_out(str(i), 4) for i in range(8)] == [is_held_out(str(i), 4) for i in range(8)]
 
 
 def test_the_manual(tmp_path: Path) -> None:

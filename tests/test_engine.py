@@ -823,6 +823,9 @@ def test_bad_calls_give_errors_by_name(pairs: Any) -> None:
         compile_model(build(mixers=["gru"]), "int4")
     with pytest.raises(SegueError, match="looks ahead"):
         compile_model(build(mixers=["attention"], options={"attention": {"causal": False}}))
+    for whole in ({"pool": "mean"}, {"inputs": 3, "tied": False}):
+        with pytest.raises(SegueError, match="reads whole sequences"):
+            compile_model(build(mixers=["gru"], **whole))
     _, model = pairs["lstm"]
     state = model.init_state(1, history=2)
     for _ in range(6):

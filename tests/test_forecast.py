@@ -214,7 +214,8 @@ def test_a_combination_is_chosen_where_it_is_clearly_better(waves: Path, monkeyp
     """The network's forecasts replaced by bad ones, and by right ones."""
     model, data = segue.load(waves / "model"), segue.read(waves / "test.csv")
     model.report.values.pop("combination", None)
-    expected = verb._select_windows(model, *data.histories()).truth
+    expected = verb._select_windows(model, *data.histories(), at_most=2 * verb.WINDOWS,
+                                    samples=verb.CHOICE_SAMPLES).truth
     draw = np.random.default_rng(0)
     for error_size, chosen in ((0.1, False), (30.0, True)):
         draws = (expected + error_size * draw.normal(size=expected.shape))[:, None]

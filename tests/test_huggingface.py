@@ -486,6 +486,14 @@ def test_verbs_of_a_folder(tmp_path: Path) -> None:
             reloaded = segue.load(tmp_path / "saved")
             assert reloaded.continue_("the cat", n=9, decoder="greedy").tokens == \
                 model.continue_("the cat", n=9, decoder="greedy").tokens
+            texts, learned = [f"{TEXT[1]} {i}" for i in range(40)], tmp_path / "learned"
+            for message, arguments in (("say where it goes", {}), ("no old data to replay", {"out": learned})):
+                with pytest.raises(SegueError, match=message):
+                    segue.load(folder).update(texts, steps=1, quiet=True, **arguments)
+            segue.load(folder).update(texts, "naive", steps=2, out=learned, quiet=True)
+            assert segue.load(learned).update(texts, steps=1, quiet=True).matrix.names == ["update 1", "update 2"]
+            with pytest.raises(SegueError, match="no empty folder"):
+                segue.load(folder).update(texts, "naive", steps=2, out=learned, quiet=True)
         else:
             for call in (lambda model=model: model.save(tmp_path / "no"), lambda model=model: model.update(test_file)):
                 with pytest.raises(SegueError, match="transformers' own code"):

@@ -12,7 +12,7 @@ import segue
 from segue.errors import SegueError
 from segue.kinds import KINDS
 from segue.kinds.chemistry import fault
-from segue.kinds.codecs import SmilesCodec
+from segue.kinds.codecs import SMILES_SIGN, SmilesCodec
 from segue.testing.kinds import check_codec, check_kind
 
 MOLECULE = KINDS["molecule"]
@@ -64,6 +64,29 @@ def test_molecules_are_found_in_files(tmp_path: Path, name: str, content: str) -
     assert [record.object for record in data][:3] == DRUGS[:3]
     if name == "a.csv":
         assert data[0].name.endswith(":d0")
+
+
+SIGNS = [" ".join(SMILES_SIGN.findall(smiles)) for smiles in [*DRUGS, *DRUGS, "CO", "CCO"]]
+
+
+@pytest.mark.parametrize("name, lines, names", [
+    ("CID-SMILES", [f"{i}\t{smiles}" for i, smiles in enumerate(DRUGS, 1)], [*map(str, range(1, 8))]),
+    ("src-train.txt", SIGNS, ["line 1"]),
+    ("signs.csv", ["id,smiles", *(f"m{i},{signs}" for i, signs in enumerate(SIGNS))], ["m0"]),
+    ("library.cxsmiles", ["smiles\tid\tMW", *(f"{smiles} |&1:0,r|\tZ{i}\t1" for i, smiles in enumerate(DRUGS))],
+     ["Z0"]),
+    ("a.rsmi", [f"{smiles} |f:1.2|\tUS{i}\t1976" for i, smiles in enumerate(DRUGS)], ["US0"]),
+    ("bind.tsv", ["id\tLigand InChI\tLigand SMILES", *(f"b{i}\tInChI=1S/CH4/h1H4\t{smiles}" for i, smiles in
+                                                       enumerate(DRUGS))], ["b0"]),
+])
+def test_molecules_of_public_files_and_their_names(tmp_path: Path, name: str, lines: list[str],
+                                                   names: list[str]) -> None:
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    data = segue.read(tmp_path / name)
+    expected = [*DRUGS, *DRUGS, "CO", "CCO"][: len(data)]
+    assert (data.kind.name, [record.object for record in data], list(data.problems)) == ("molecule", expected, [])
+    assert len(data) >= len(DRUGS)
+    assert [data.name(i).removeprefix(f"{tmp_path / name}:") for i in range(len(names))] == names
 
 
 def test_protein_letters_are_not_read_as_molecules(tmp_path: Path) -> None:

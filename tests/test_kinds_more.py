@@ -129,6 +129,9 @@ def test_an_answer_without_a_prime_is_not_empty() -> None:
     answers = [[fitted.continue_(None, 3, "greedy", draft="none", eos=eos, suppress_tokens=rest, **options).tokens
                 for eos in (1, 2)] for options in ({}, {"min_new_tokens": 0})]
     assert all(answers[0]) and not all(answers[1])
+    ending = {"eos": 2 if answers[1][0] else 1, "suppress_tokens": rest}  # the model's first choice is to end
+    assert fitted.continue_(["a", None], 3, "greedy", draft="none", **ending)[1].tokens, "beside other primes, too"
+    assert all(answer.tokens for answer in fitted.continue_(None, 3, samples=20, **ending).answers)
 
 
 def test_kmer_words_and_episodes_are_read(tmp_path: Path) -> None:

@@ -105,6 +105,23 @@ def test_unknown_midi_chunks_are_skipped(tmp_path: Path) -> None:
     assert plain == with_chunk
 
 
+@pytest.mark.parametrize("meta", [b"\x59\x02\xfe\xff", b"\x59\x02\x09\x00", b"\x58\x02\x04\x02", b"\x20\x00",
+                                  b"\x54\x05\xff\x00\x00\x00\x00", b"\x51\x01\x07"])
+def test_malformed_meta_events_are_skipped(tmp_path: Path, meta: bytes) -> None:
+    path = midi(tmp_path / "a.mid", [(0, on(60)), (480, off(60))])
+    expected = next(MUSIC.read(path)).object
+    data = path.read_bytes()
+    size, rest = int.from_bytes(data[18:22]), data[22:]
+    path.write_bytes(data[:18] + (size + 2 + len(meta)).to_bytes(4) + b"\0\xff" + meta + rest)
+    assert next(MUSIC.read(path)).object == expected
+
+
+def test_many_instruments_that_begin_together(tmp_path: Path) -> None:
+    items = encode_notes([Note(0, program, 40 + program, 24, 20) for program in range(20)], [])
+    MUSIC.write([items], tmp_path / "a.mid")
+    assert next(MUSIC.read(tmp_path / "a.mid")).object == items
+
+
 def test_a_midi_file_in_a_riff_container_is_read(tmp_path: Path) -> None:
     KINDS["music"].write([["note60", "length12"]], tmp_path / "a.mid")
     raw = (tmp_path / "a.mid").read_bytes()
@@ -136,6 +153,20 @@ def test_scores_in_musicxml(tmp_path: Path) -> None:
         (tmp_path / "b.xml").write_text(broken)
         with pytest.raises(SegueError, match=message):
             segue.read(tmp_path / "b.xml")
+
+
+def test_drums_in_musicxml_are_those_of_their_instruments(tmp_path: Path) -> None:
+    hit = ("<note><unpitched><display-step>C</display-step><display-octave>5</display-octave></unpitched>"
+           "<duration>1</duration>{}</note>")
+    (tmp_path / "a.musicxml").write_text(
+        '<score-partwise><part-list><score-part id="P1">'
+        + "".join(f'<midi-instrument id="I{key}"><midi-channel>10</midi-channel><midi-program>0</midi-program>'
+                  f"<midi-unpitched>{key}</midi-unpitched></midi-instrument>" for key in (37, 39))
+        + '</score-part></part-list><part id="P1"><measure number="1">'
+        + "".join(hit.format(f'<instrument id="{id}"/>') for id in ("I37", "I39", "other"))
+        + "</measure></part></score-partwise>")
+    assert [item for item in segue.read(tmp_path / "a.musicxml")[0].object if item[:4] == "drum"] == [
+        "drum36", "drum38", "drum72"]
 
 
 def test_piano_rolls_in_json(tmp_path: Path) -> None:
@@ -268,3 +299,11 @@ def test_midicsv_files_are_read_as_music(tmp_path: Path) -> None:
     path.write_text("\n".join(lines).replace("60, 80", "sixty, 80"), encoding="utf-8")
     with pytest.raises(SegueError, match="no MIDI file that can be read"):
         segue.read(path)
+
+
+@pytest.mark.parametrize("value, length", [("00", 16 * GRID), ("0", 8 * GRID), ("0.", 12 * GRID), ("1", 4 * GRID),
+                                           ("10", 19), ("4.", 72), ("3%2", 128)])
+def test_note_values_of_kern(tmp_path: Path, value: str, length: int) -> None:
+    (tmp_path / "a.krn").write_text(f"**kern\n{value}c\n*-\n")
+    (note,), _ = decode_items(next(MUSIC.read(tmp_path / "a.krn")).object)
+    assert note.length == nearest(LENGTHS, length)

@@ -111,6 +111,14 @@ def test_transparent_rotated_16_bit_and_animated_pictures_are_read(tmp_path: Pat
     assert record.object == ["grey8:16", *["0"] * 256, FRAME, *["7"] * 256, FRAME, *["0"] * 256]
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.uint8, np.int16])
+def test_arrays_of_few_levels_reach_white(tmp_path: Path, dtype: type) -> None:
+    digits = np.random.default_rng(0).integers(0, 17, (20, 8, 8))
+    np.save(tmp_path / "digits.npy", digits.astype(dtype))
+    data = segue.read(tmp_path / "digits.npy", kind="picture", side=8, levels=17)
+    assert [list(map(int, record.object[1:])) for record in data] == digits.reshape(20, -1).tolist()
+
+
 def test_mnist_arrays_are_read(tmp_path: Path) -> None:
     pictures = np.stack([image(i, 16, 16, "L") for i in range(5)])
     (tmp_path / "t-images.gz").write_bytes(gzip.compress(idx(pictures)))

@@ -308,8 +308,8 @@ def test_chains_of_other_molecules_are_reported(tmp_path: Path) -> None:
 
 def test_malformed_flat_files_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("Bio")
-    for name, content, message in (("a.embl", EMBL.replace("     acgt", "XX\n     acgt"),
-                                    "no EMBL file that Biopython"),
+    for name, content, message in (("a.embl", EMBL.rpartition("//")[0], "does not end with //"),
+                                   ("a.gb", GENBANK.partition("ORIGIN")[0], "no GenBank file that Biopython"),
                                    ("a.aln", "CLUSTAL W\n\none   AC\ntwo   ACGT TT GG\n",
                                     "4 is not a name and letters")):
         with pytest.raises(SegueError, match=message):

@@ -286,14 +286,15 @@ def test_letters_are_scored_exactly_at_any_part_of_a_word() -> None:
     np.testing.assert_allclose(both, np.exp(likelihood([(before, one) for one in "ACGT"])), rtol=1e-5)
 
 
-@pytest.mark.parametrize("k, mixer", [(1, "lstm"), (2, "mamba"), (3, "attention")])
-def test_variant_scores_equal_those_by_hand(k: int, mixer: str) -> None:
+@pytest.mark.parametrize("k, mixer, before, behind", [(1, "lstm", 20, 5), (2, "mamba", 3, 9), (3, "attention", 20, 5),
+                                                       (1, "lstm", 0, 4)])
+def test_variant_scores_equal_those_by_hand(k: int, mixer: str, before: int, behind: int) -> None:
     codec = LetterCodec("ACGT") if k == 1 else KmerCodec(k, "ACGT")
     model = model_of(codec, mixer)
     text, variants = dna(3, 60), [(20, "", "AC")]
     variants += [(at, text[at], "ACGT"["ACGT".index(text[at]) - 1]) for at in (0, 30, 59)]
     variants.append((40, text[40:43], ""))
-    results = variant_scores(model, codec, text, variants, before=20, behind=5)
+    results = variant_scores(model, codec, text, variants, before=before, behind=behind)
     likelihood = LetterLikelihood(model, codec)
     for (at, reference, alternative), score in zip(variants, results):
         other = text[:at] + alternative + text[at + len(reference) :]
@@ -302,16 +303,20 @@ def test_variant_scores_equal_those_by_hand(k: int, mixer: str) -> None:
             one, two = (text, other) if not backward else (reverse_complement(text), reverse_complement(other))
             begin = at if not backward else len(text) - at - len(reference)
             for place in range(k):
-                start = max(0, begin - 20)
+                start = max(0, begin - before)
                 cut = max(start, begin - place)
-                ends = [begin + len(allele) + 5 for allele in (reference, alternative)]
+                ends = [begin + len(allele) + behind for allele in (reference, alternative)]
                 a, b = likelihood([(one[start:cut], one[cut : ends[0]]), (two[start:cut], two[cut : ends[1]])])
                 sums.append(b - a)
         assert score == pytest.approx(np.mean(sums), abs=1e-4)
     reversed_variants = [(len(text) - at - len(a), reverse_complement(a), reverse_complement(b))
                          for at, a, b in variants]
-    back = variant_scores(model, codec, reverse_complement(text), reversed_variants, before=20, behind=5)
+    back = variant_scores(model, codec, reverse_complement(text), reversed_variants, before=before, behind=behind)
     np.testing.assert_allclose(back, results, atol=1e-4)
+    rna = LetterCodec("ACGU") if k == 1 else KmerCodec(k, "ACGU", "ACGU")
+    transcribed = [(at, a.replace("T", "U"), b.replace("T", "U")) for at, a, b in variants]
+    same = variant_scores(model, rna, text.replace("T", "U"), transcribed, before=before, behind=behind)
+    np.testing.assert_allclose(same, results, atol=1e-4)
     with pytest.raises(SegueError, match="variant 1"):
         variant_scores(model, codec, text, [(5, "N", "A")])
 

@@ -541,11 +541,12 @@ def test_a_share_is_kept_on_average_and_of_earlier_rows_alone(share: float, inst
 
     model, both = stack("gru"), Combined(strategy, Counted())
     learn(model, lambda step: of(1), 4, strategy=both)
-    assert sizes == [(12, 0)] * 4
+    assert sizes == [(12, 0)] * 4 and strategy.buffer.seen == 48
     sizes.clear()
     learn(model, lambda step: of(2), 100, strategy=both, quiet=True)
     old, new = np.array(sizes).T
     assert (old + new == 12).all() if instead else (new == 12).all()
+    assert strategy.buffer.seen == 48 + new.sum(), "every new row that was learned is offered, and no other"
     assert old.sum() / (old + new).sum() == pytest.approx(share, rel=0.15, abs=0.008)
 
 

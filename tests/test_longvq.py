@@ -187,6 +187,21 @@ def test_unused_codes_move_to_the_keys() -> None:
     assert sorted(book.nearest(corners).tolist()) == [0, 1, 2, 3]
 
 
+def test_checkpointing_learns_the_same() -> None:
+    """Neither codes nor gradients depend on whether activations are recomputed."""
+    tokens, outcomes = torch.arange(80).view(2, 40) % 11, []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        stack = Stack(StackConfig(11, 8, ["longvq", "gru"], {"longvq": {"window": 4, "codes": 5}})).double()
+        stack.checkpointing = checkpointing
+        for _ in range(2):
+            stack.zero_grad()
+            stack(tokens).logits.square().sum().backward()
+        outcomes.append([*stack.buffers(), *(p.grad for p in stack.parameters() if p.grad is not None)])
+    for a, b in zip(*outcomes, strict=True):
+        assert torch.equal(a, b)
+
+
 @torch.no_grad()
 def test_only_training_moves_the_codebook() -> None:
     model, x = mixer(), torch.randn(1, 9, 8, dtype=torch.float64)

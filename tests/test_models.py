@@ -174,7 +174,7 @@ def test_patterns_expand_to_mixer_lists() -> None:
     assert expand_pattern("gru + gla", 3) == ["gru", "gla", "gru"]
     for pattern, message in (("", "mixer ''"), ("nothing", "mixer 'nothing'"), ("gru+", "mixer ''"),
                              ("mamba*", "whole COUNT"), ("mamba*0", "whole COUNT"), ("mamba*-1", "whole COUNT"),
-                             ("mamba*x", "whole COUNT"), ("gru*2*2", "whole COUNT")):
+                             ("mamba*x", "whole COUNT"), ("mamba*²", "whole COUNT"), ("gru*2*2", "whole COUNT")):
         with pytest.raises(SegueError, match=message):
             expand_pattern(pattern)
 
@@ -202,3 +202,20 @@ def test_a_stack_that_is_not_causal_only_scores() -> None:
     assert model(torch.zeros(2, 5, dtype=torch.long)).logits.shape == (2, 5, 17)
     with pytest.raises(SegueError, match="looks ahead"):
         model.init_state(1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pattern", ["attention", "gru", "mamba"])
+def test_a_state_takes_over_any_number_of_rows(pattern: str) -> None:
+    model = stack(pattern)
+    state = model.init_state(3)
+    model.extend(torch.tensor([[1, 2], [3, 4], [5, 6]]), state)
+    state.commit()
+    loaded = model.init_state(2, history=2)
+    loaded.load(state.tensors())
+    token = torch.tensor([[1], [2], [3]])
+    expected = model.extend(token, state).logits
+    for _ in range(2):
+        torch.testing.assert_close(model.extend(token, loaded).logits, expected)
+        loaded.commit()
+        loaded.rewind(1)

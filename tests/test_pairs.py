@@ -247,6 +247,8 @@ def test_mixed_batches_follow_their_weights(weights: tuple[float, ...], rows: in
     batches = mixed.batches(16, rows, seed=1, packing=False)
     batch, repeated = batches(step), mixed.batches(16, rows, seed=1, packing=False)(step)
     assert torch.equal(batch.tokens, repeated.tokens) and batch.tokens.shape == (rows, 16)
+    batches(step + 2)
+    assert torch.equal(batches(step).tokens, batch.tokens)
     dealt = np.bincount(mixed.row_sorts(0, 900), minlength=3) / 900
     assert np.abs(dealt - mixed.shares).max() < 0.01
 

@@ -143,12 +143,16 @@ def test_partial_attention_equals_its_definition(parts: dict[str, bool]) -> None
     assert (mixer(x.view(1, 36, 16), packed).view(3, 12, 16) - expected).abs().max() < 1e-10
 
 
+NEAR = [{"bidirectional": False, "restart": restart, **near} for restart in (False, True)
+        for near in ({"window": 3}, {"block": 2, "look_back": 1}, {"span": 4, "ramp": 2})]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("parts", EVERY)
-def test_decoding_equals_the_full_forward(parts: dict[str, bool]) -> None:
+@pytest.mark.parametrize("parts", [*EVERY, *NEAR, {"taps": 2}])
+def test_decoding_equals_the_full_forward(parts: dict[str, Any]) -> None:
     """Prompts of different lengths together, step by step and with drafts as trees; padding of a shorter prompt has no
     effect."""
-    model, prompts = stack(**parts), [[1, 5, 2, 7, 7, 3], [4], [9, 2, 8, 9, 2, 8, 9]]
+    model, prompts = stack(**parts), [[1, 5, 2, 7, 7, 3], [4], [9, 2, 8, 9, 2, 8, 9] * 12]
     expected = []
     for prompt in prompts:
         said: list[int] = []
@@ -163,7 +167,7 @@ def test_decoding_equals_the_full_forward(parts: dict[str, bool]) -> None:
     for junk in (0, 10):
         state = model.init_state(3)
         state.prompt = torch.tensor(list(map(len, prompts)))
-        table = torch.tensor([prompt + [junk] * (7 - len(prompt)) for prompt in prompts])
+        table = torch.tensor([prompt + [junk] * (84 - len(prompt)) for prompt in prompts])
         model.extend(table, state)
         state.commit(counts=state.prompt)
         padded_logits.append(model.extend(torch.tensor([[1], [2], [3]]), state).logits)

@@ -225,6 +225,28 @@ def test_a_decaying_process_ends() -> None:
     assert gaps.isinf().all()
 
 
+@pytest.mark.parametrize("head", ["decay", "query"])
+def test_a_row_that_ends_disturbs_no_other(head: str) -> None:
+    """A loose bound leaves some rows undecided after others have ended."""
+    model = process(head, longest=0.3)
+    model.head.weight.zero_()
+    model.head.bias.fill_(-3.0)
+    model.bound_intensity = lambda past, elapsed: torch.full_like(elapsed, 4.0)  # type: ignore[method-assign]
+    events, _, _ = history(rows=200)
+    past = model.observe(events.types, events.gaps, model.begin(200))
+    gaps, _ = model.sample_next(past, torch.Generator().manual_seed(0))
+    ended = float((-30 * F.softplus(torch.tensor(-3.0)) * 3).exp())  # the probability of no event
+    assert float(gaps.isinf().double().mean()) == pytest.approx(ended, abs=4 * (ended / 200) ** 0.5)
+
+
+def test_a_bound_on_queries_needs_a_norm_at_the_end() -> None:
+    for switch in ("post_norm", "transform"):
+        config = StackConfig(3, 16, ["gru"], **{switch: True})  # type: ignore[arg-type]
+        PointProcess(PointProcessConfig(config, "decay"))
+        with pytest.raises(SegueError, match="leave post_norm and transform out"):
+            PointProcess(PointProcessConfig(config, "query"))
+
+
 @pytest.mark.parametrize("head", ["decay", "mixture"])
 def test_packed_sequences_equal_separate_ones(head: str) -> None:
     model = process(head, "gru+attention")

@@ -102,6 +102,8 @@ def test_missing_pairs_are_refused() -> None:
         preference_batch([([], [1], [2])])
     with pytest.raises(SegueError, match="beta"):
         Preference(model, beta=0.0)
+    with pytest.raises(SegueError, match="leave accumulate out"):  # pairs would be put together wrongly
+        learn(model, lambda step: preference_batch([([1], [2], [3])] * 2), 1, objective=Preference(model), accumulate=2)
 
 
 # The verb.

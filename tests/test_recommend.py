@@ -18,6 +18,7 @@ from weights import shake
 
 import segue
 from segue import data as sets
+from segue.analysis.metrics import ranks, top_k
 from segue.analysis.ranking import rank_next, ranking, sampled_ranks
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
@@ -328,6 +329,15 @@ def test_ranks_equal_those_of_a_full_sort(seed: int, levels: int, drop: bool, it
         assert scores_at.hits[k] == pytest.approx(np.mean([rank <= k for rank in expected]))
         assert scores_at.ndcg[k] == pytest.approx(np.mean([1 / math.log2(r + 1) if r <= k else 0.0 for r in expected]))
     assert scores_at.mrr == pytest.approx(np.mean([1 / rank for rank in expected])) and scores_at.predictions == 8
+
+
+def test_a_score_that_is_not_a_number_is_the_lowest() -> None:
+    targets, unknown = np.array([0, 3]), np.full((2, 5), np.nan)
+    assert ranks(unknown, targets).tolist() == sampled_ranks(unknown, targets, 4).tolist() == [3, 3]
+    assert top_k(unknown, targets, 2) == pytest.approx(2 / 5)
+    scores = np.array([[np.nan, 1.0, -np.inf, 0.0, 2.0], [np.nan, 1.0, 0.0, 2.0, 3.0]])
+    assert ranks(scores, targets, "pessimistic").tolist() == [5, 2] and ranks(scores, targets).tolist() == [4.5, 2]
+    assert ranks(scores, targets, seen=[[1, 2], [4]]).tolist() == [3, 1], "what was seen is no candidate, nor a tie"
 
 
 def test_sampled_hits_are_hypergeometric() -> None:

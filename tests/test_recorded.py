@@ -74,9 +74,13 @@ def test_recorded_states_may_alternate_and_be_copied(pattern: str) -> None:
         if turn % 10 == 8:
             rows = torch.tensor([1, 0], device=device)
             pairs[turn % 2] = actual.select(rows), reference.select(rows)
-        if turn % 20 == 18:
+        if turn % 10 == 6:
             actual.restore(snapshots[0][0])
             reference.restore(snapshots[1][0])
+            tokens = draw.integers(0, model.vocabulary, 2).tolist()
+            logits = model.stack.extend(torch.tensor(tokens, device=device)[:, None], reference).logits[:, 0]
+            reference.commit()
+            np.testing.assert_allclose(scores(model, actual, tokens), logits.cpu().numpy(), atol=1e-10)
         assert torch.equal(pairs[0][0].positions, pairs[0][1].positions)
     assert model.recordings.keys() <= {(2, 256), (2, 512)}
 

@@ -67,8 +67,9 @@ def test_truncated_gradients_differ_from_full_ones() -> None:
 
 
 def test_bad_truncation_is_refused() -> None:
-    with pytest.raises(SegueError, match="multiple"):
-        next(truncated_bptt(Elman(4).extend, Elman(4).init_state(1), torch.zeros(1, 4, 4), 3, 4))
+    for k2 in (4, 0):
+        with pytest.raises(SegueError, match="multiple"):
+            next(truncated_bptt(Elman(4).extend, Elman(4).init_state(1), torch.zeros(1, 4, 4), 3, k2))
 
 
 @pytest.mark.parametrize("cell", CELLS)

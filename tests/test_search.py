@@ -369,10 +369,12 @@ def test_an_answer_ends_when_it_has_the_attribute() -> None:
     unsure = lambda living, tokens: np.where(tokens == 0, -0.1, -5.0)  # noqa: E731  # ends look good everywhere
     for name, holds in ATTRIBUTES.items():
         options = {"num_beams": 4, "length_penalty": 0.0, "attribute": unsure}
-        steered, unsteered = (generate(TableModel(4, 5, 1.5), [[1, 2], [3], [2, 1]], 6, "conditional-beam", eos=0,
-                                       **options, **extra) for extra in ({"holds": holds}, {}))
-        assert all(holds(answer.tokens) for answer in steered if answer.finish == "stop"), name
+        steered, unweighted, unsteered = (
+            generate(TableModel(4, 5, 1.5), [[1, 2], [3], [2, 1]], 6, "conditional-beam", eos=0, **options, **extra)
+            for extra in ({"holds": holds}, {"holds": holds, "attribute_weight": 0.0, "num_return_sequences": 4}, {}))
         assert any(answer.finish == "stop" for answer in steered), name
+        for answer in [*steered, *unweighted, *(other for best in unweighted for other in best.others)]:
+            assert answer.finish != "stop" or holds(answer.tokens), name
         assert not all(holds(answer.tokens) for answer in unsteered), name
 
 

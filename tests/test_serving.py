@@ -102,6 +102,7 @@ def test_every_answer_equals_that_of_a_single_request(engines: Any, name: str, d
             break
         time.sleep(0.01)
     assert engine.stats()["served"] == 12 and not engine.stats()["rows"]
+    assert not engine.loop._observed, "nothing is kept of answers that have ended"
 
 
 def test_shared_prompt_beginnings_are_read_once(engines: Any) -> None:

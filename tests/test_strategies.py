@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +50,7 @@ from segue.continual.importance import fisher, representation, squared_length
 from segue.continual.project import nonnegative, project
 from segue.continual.replay import interference, retrieve_earlier, retrieve_interfered
 from segue.continual.sparsity import activations, inhibition
-from segue.continual.stream import class_accuracy, task_accuracy
+from segue.continual.stream import Experience, class_accuracy, encode_features, task_accuracy
 from segue.errors import SegueError
 from segue.models import Classifier, Output, Perceptron, Stack, StackConfig
 from segue.models.classify import LinearHead
@@ -638,6 +639,16 @@ def test_expert_gates_route_rows_to_their_experience() -> None:
         assert class_accuracy(gate, experience, range(4)) > 0.9
     same = gate.learn(stream[1], 2, gate_steps=150)  # the same once more: closely related to itself
     assert same[stream[1].name] > max(0.5, same[stream[0].name])
+    few = gate.learn(replace(stream[0], train=stream[0].train.rows(slice(0, 3))), 2, gate_steps=5)
+    assert np.isfinite(list(few.values())).all(), "an experience of a few rows has nothing held out from its gate"
+
+
+def test_features_of_an_experience_include_its_check_rows() -> None:
+    batch = Batch(torch.arange(24).view(4, 6) % 7, torch.full((4, 6), -1).index_fill(1, torch.tensor([5]), 2))
+    test, check = (batch.rows(slice(begin, begin + 2)) for begin in (0, 2))
+    experience = encode_features(stack(), Experience("one", batch, test, (2,), check))
+    assert experience.check is not None and experience.classes == (2,)
+    assert torch.equal(torch.cat([experience.test.tokens, experience.check.tokens]), experience.train.tokens)
 
 
 # -- by name, and in an update
@@ -645,10 +656,13 @@ def test_expert_gates_route_rows_to_their_experience() -> None:
 def test_strategies_are_parsed_from_text_and_mistakes_named() -> None:
     combined = strategy_named("ewc:strength=7,rows=5 + replay:share=0.25,update=balanced")
     assert isinstance(combined, Combined) and combined.name == "ewc+replay"
+    assert strategy_named("freeze:parts=embedding|blocks.0").parts == ["embedding", "blocks.0"]  # type: ignore[attr-defined]
     assert combined.strategies[0].strength == 7 and combined.strategies[1].share == 0.25  # type: ignore[attr-defined]
     for text, message in (("magic", "choose from naive, replay"), ("ewc:power=3", "with strength, keep"),
                           ("ewc:strength=strong", "no number"), ("naive:x=1", "no settings"),
-                          ("gss:share=2", "between 0")):
+                          ("gss:share=2", "between 0"), ("mir:among=old", "choose from uniform, earlier"),
+                          ("mir:candidates=0", "1 or more"), ("si:damping=0", "above 0"), ("der:rows=-1", "0 or more"),
+                          ("der++:beta=-1", "0 or more"), ("agem:rows=-1", "0 or more")):
         with pytest.raises(SegueError, match=message):
             strategy_named(text)
 

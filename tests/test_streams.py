@@ -13,10 +13,11 @@ from segue.decoding.streams import continue_streams
 from segue.errors import SegueError
 from segue.mixers.cross import PositionAwareCrossAttention, make_cross_attention
 from segue.mixers.layout import Layout
-from segue.models import StackConfig
+from segue.models import Stack, StackConfig
 from segue.models.streams import CODES, START, STOP, MultiStream, delay_codes, next_targets, undelay_codes
 from segue.objectives import Batch, EachStream
 from segue.training.learn import learn
+from segue.training.optimiser import groups_of
 
 # -- the delay pattern
 
@@ -148,3 +149,8 @@ def test_bad_options_are_refused() -> None:
         make_cross_attention(8, {"mixer": "hydra", "heads": 2})
     with pytest.raises(SegueError, match="unknown"):
         make_cross_attention(8, {"mixer": "nothing"})
+
+
+def test_states_within_a_cross_attention_have_their_own_learning_rate() -> None:
+    groups = groups_of(Stack(StackConfig(9, 8, ["gru"], cross={"mixer": "mamba", "states": 4})), muon=False)
+    assert {name.rpartition("cross.mixer.")[2] for name in groups["state"]} == {"scan.A_log", "scan.D", "step.bias"}

@@ -216,6 +216,7 @@ def test_fit_forecast_and_evaluate_end_to_end(tmp_path: Path, capsys: pytest.Cap
 
     for code, *arguments in ((2, "continue", model, "call answer"), (2, "update", model, table, "--strategy", "lwf"),
                              (2, "continue", model, "--prime-file", tmp_path / "one.csv", "--decoder", "beam"),
+                             (2, "continue", model, "--prime-file", tmp_path / "one.csv", "-n", 0),
                              (2, "fit", table, "--objective", "timed", "--out", tmp_path / "b", "--set", "head=none")):
         capsys.readouterr()
         run_command(code, *arguments)

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import segue
 from segue.data import of
@@ -29,6 +30,9 @@ from segue.files import held, write_json
 from segue.kernels.attention import causal_attention
 from segue.kinds import ByteCodec
 from segue.models import Stack, StackConfig
+from segue.models.classify import Classifier, LinearHead
+from segue.models.equivariant import Equivariant
+from segue.models.windows import WindowRecurrence
 from segue.objectives import Batch, NextElement, objective_named
 from segue.objectives.next_element import head_cross_entropy
 from segue.training import Arrays, Batches, Plan, Run, Strategy
@@ -190,7 +194,7 @@ def test_orthogonalise_equalises_singular_values(shape: tuple[int, int, int]) ->
 def test_parameters_are_grouped_by_role() -> None:
     model = Stack(StackConfig(20, 16, ["mamba", "attention"], options={"attention": {"heads": 2}}))
     groups = groups_of(model, muon=True)
-    state = {id(p) for p in model.state_parameters()}
+    state = {id(p) for p in model.blocks[0].mixer.state_parameters()}
     assert {id(p) for p in groups["state"].values()} == state and state
     assert set(groups["table"]) == {"embedding.weight"}
     assert all(p.dim() == 2 for p in groups["matrix"].values())
@@ -199,6 +203,17 @@ def test_parameters_are_grouped_by_role() -> None:
     optimiser = Optimiser(model, dict.fromkeys(("weight", "table", "vector", "state"), 0.1), 0.5, muon=False)
     assert {g["name"]: g["weight_decay"] for g in optimiser.adam.param_groups} == \
         {"weight": 0.5, "table": 0.0, "vector": 0.0, "state": 0.0}
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda stack: Classifier(stack, LinearHead(16, 3)), lambda stack: Equivariant(stack, torch.arange(20)),
+    lambda stack: WindowRecurrence(stack, 4), lambda stack: nn.ModuleList([stack, nn.Linear(2, 2)])])
+def test_states_within_any_model_are_found(wrap: Any) -> None:
+    stack = Stack(StackConfig(20, 16, ["mamba", "bidirectional"], {"bidirectional": {"mixer": "s5"}}))
+    names = {name.rpartition("mixer.")[2] for name in groups_of(wrap(stack), muon=False)["state"]}
+    recurrence = {f"{way}.recurrence.{name}" for way in ("ahead", "back") for name in ("rate", "frequency", "step")}
+    assert names == {"scan.A_log", "scan.D", "step.bias"} | recurrence
+
 
 
 @pytest.mark.parametrize("options", [{"muon": True}, {"muon": False}, {"sgd": True}])
@@ -406,11 +421,14 @@ def test_early_stopping_restores_the_best_weights(tmp_path: Path) -> None:
 
 
 def test_divergence_is_reported() -> None:
-    run = make(steps=30)
-    with torch.no_grad():
-        run.model.embedding.weight.fill_(float("nan"))
-    with pytest.raises(SegueError, match="diverged"):
-        run.train(quiet=True)
+    class Diverging(Strategy):
+        def after_step(self, run: Run) -> None:
+            with torch.no_grad():
+                run.model.embedding.weight.fill_(float("nan"))
+
+    for steps in (30, 1):  # or at the last step
+        with pytest.raises(SegueError, match="diverged at step 1"):
+            make(steps=steps, strategy=Diverging()).train(quiet=True)
 
 
 SCRIPT = """
@@ -479,6 +497,23 @@ def test_kill_9_at_20_random_moments(tmp_path: Path) -> None:
     killed_fit(tmp_path, 20, 600)
 
 
+def test_a_large_seed_is_a_seed() -> None:
+    """A date and time, for example."""
+    runs = [make(seed=seed, steps=2) for seed in (20261127233015, 20261127233016)]
+    for run in runs:
+        run.train(quiet=True)
+    assert not torch.equal(*(weights(run.model) for run in runs))
+    with pytest.raises(SegueError, match="seed must be from 0"):
+        Plan(9).with_(seed=2**64)
+
+
+def test_early_stopping_keeps_the_averaged_weights() -> None:
+    run = make(ema=0.9, patience=9)
+    run.train(quiet=True)
+    assert run.held_out is not None and run.held_out(run.model) == run.best == min(e["held_out"] for e in run.curve)
+    assert all(torch.equal(p, run.average[name]) for name, p in run.model.named_parameters())  # the last were the best
+
+
 def make_of_two() -> Run:
     """What two processes train in test_parallel."""
     return make(steps=8, rows=4)
@@ -504,6 +539,16 @@ def test_fit_learns_saves_and_loads(tmp_path: Path) -> None:
         segue.fit(items, out=tmp_path / "m", steps=151, quiet=True, **SMALL)
     loaded.save(tmp_path / "copy")
     assert torch.equal(weights(segue.load(tmp_path / "copy").model), weights(fitted.model))
+
+
+def test_held_out_data_are_part_of_a_fit(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"out": tmp_path / "m", "steps": 3, "quiet": True, "mix": False, **SMALL}
+    first = segue.fit(sequences(), held_out=sequences(5, seed=1), **options)
+    same = segue.fit(sequences(), held_out=sequences(5, seed=1), **options)
+    assert same.report["held_out"]["units"] == first.report["held_out"]["units"]
+    for other in (sequences(5, seed=2), None):
+        with pytest.raises(SegueError, match="the held-out data"):
+            segue.fit(sequences(), held_out=other, **options)
 
 
 def test_a_fit_killed_at_its_end_resumes_to_the_same_model(tmp_path: Path,
@@ -574,6 +619,8 @@ def test_bad_requests_are_one_line(tmp_path: Path) -> None:
         segue.fit(CASES["ten short ones"], steps=5, mixer="mamba9", quiet=True)
     with pytest.raises(SegueError, match="minutes or steps"):
         segue.fit(CASES["ten short ones"], steps=5, minutes=1, quiet=True)
+    with pytest.raises(SegueError, match="options cannot be"):
+        segue.fit(CASES["ten short ones"], steps=5, options={"attention": 3}, quiet=True)
     with pytest.raises(SegueError, match="width cannot be"):
         segue.fit(CASES["ten short ones"], steps=5, width="wide", quiet=True)
     with pytest.raises(SegueError):
@@ -750,6 +797,10 @@ def test_tally_counts_hits_and_nats() -> None:
     assert np.allclose(result.nats, [-math.log(0.75) - math.log(0.25), -math.log(0.9)])
     assert result.hits[:, 0].tolist() == [1, 1] and result.counts.tolist() == [2, 1]
     assert result.bins[0].sum() == 3 and result.bins[1].sum() == pytest.approx(0.75 + 0.75 + 0.9)
+    guess = Tally(1)
+    guess.add(torch.zeros(16, 8), torch.arange(16) % 8, torch.zeros(16, dtype=torch.long))
+    assert guess.result().hits.tolist() == [[2, 10, 16]], "equal scores are right as often as chance"
+    assert guess.result().bins[1:].sum(1) == pytest.approx(2)
 
 
 def test_the_bootstrap_interval_covers_the_mean() -> None:
@@ -757,6 +808,11 @@ def test_the_bootstrap_interval_covers_the_mean() -> None:
     units = draw.integers(50, 100, 40).astype(float)
     low, high = bits_interval(units * draw.normal(1.0, 0.2, 40) * math.log(2), units)
     assert low < 1.0 < high and high - low < 0.3
+    units[::2] = 0  # of an empty document only the end is scored
+    nats = units + 100.0
+    low, high = bits_interval(nats, units)
+    assert low < nats.sum() / units.sum() / math.log(2) < high
+    assert bits_interval(nats[:1], units[:1] + 50) == pytest.approx((2 / math.log(2),) * 2)
 
 
 def test_weights_of_names_a_tied_table_once() -> None:

@@ -55,6 +55,8 @@ def test_replay_forgets_less_than_naive(folder: Path, tmp_path: Path) -> None:
     assert (folder / "update.png").exists() and not (folder / "updating").exists()
     report_of_third = reloaded.update(words("mno", seed=2), steps=5, quiet=True)
     assert report_of_third.matrix.names == ["first data", "update 1", "update 2"]
+    with pytest.raises(SegueError, match="called 'first data' already"):
+        reloaded.update(words("mno", seed=3), steps=5, quiet=True, name="first data")
 
 
 def test_a_model_continues_by_its_new_weights(folder: Path) -> None:
@@ -161,7 +163,7 @@ def test_conflicting_options_are_refused_before_learning(folder: Path, options: 
 
 
 def test_a_refused_update_does_not_block_the_next(folder: Path) -> None:
-    for strategy, choices in (("lora:targets=nothing", {}), ("naive", {"rows": -1})):
+    for strategy, choices in (("lora:targets=nothing", {}), ("freeze:parts=nothing", {}), ("naive", {"rows": -1})):
         with pytest.raises(SegueError):
             segue.load(folder).update(words("def"), strategy=strategy, steps=2, quiet=True, **choices)
     assert segue.load(folder).update(words("def"), strategy="naive", steps=2, quiet=True).steps == 2

@@ -136,6 +136,8 @@ def test_verifier_scores() -> None:
     assert result.scores() == pytest.approx({"prompts, strict": 0, "instructions, strict": 1 / 3, "prompts, loose": 0.5,
                                              "instructions, loose": 2 / 3})
     assert result.families()["length_words"] == {"asked": 1, "strict": 0, "loose": 0}
+    with pytest.raises(SegueError, match=r"source 'webq' .* sources are"):
+        result.scores("webq")
 
 
 @pytest.mark.parametrize("name", ["ifeval/input_data.jsonl", "followrag-sample/followRAG_ifnq_first300.jsonl.gz"])
@@ -326,13 +328,17 @@ def test_verify_reads_items_and_responses_in_any_order(tmp_path: Path) -> None:
                                                  for item in ITEMS]).encode()))
     single = verify_files(packed)
     assert set(single.sources) == {"if1", "if2"} and single.sources["if1"]["prompts, strict"] == 1
+    twice = lines(tmp_path / "twice.jsonl", [ITEMS[0] | {"response": text} for text in ("one, two", "one two")])
+    assert verify_files(twice).scores["prompts, strict"] == 0.5
     partly = verify_files(items, lines(tmp_path / "one.jsonl", [{"key": 2, "response": "x"}]))
     assert partly.items == 1 and partly.missing == 1 and "1 items have no response" in str(partly)
 
 
 @pytest.mark.parametrize(("rows", "message"), [
     ([{"prompt": "p"}], "line 1 has no text 'response'"), ([{"response": "r"}], "prompt or key"),
-    ([{"prompt": "q", "response": "r"}], "must be alike"), ([3], "line 1 is no JSON object"), ([], "holds no items")])
+    ([{"prompt": "q", "response": "r"}], "must be alike"),
+    ([{"key": 1, "response": "r"}] * 2, "line 2 is a second response"),
+    ([3], "line 1 is no JSON object"), ([], "holds no items")])
 def test_verify_says_what_is_wrong_with_responses(rows: list[Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(SegueError, match=message):
         verify_files(lines(tmp_path / "items.jsonl", ITEMS), lines(tmp_path / "r.jsonl", rows))

@@ -26,10 +26,11 @@ class ItemIndex:
         if not len(rows) or temperature <= 0:
             raise SegueError(f"an index of {len(rows)} items with temperature {temperature}: give an item, and a "
                              "temperature above 0")
-        unique: dict[bytes, int] = {}
-        index = [unique.setdefault(np.ascontiguousarray(row).tobytes(), len(unique)) for row in rows]
-        self._index = torch.tensor(index)  # of each item's vector among the unique ones
-        self._rows = [np.asarray(rows[index.index(number)]) for number in range(len(unique))]
+        contents = [np.ascontiguousarray(row).tobytes() for row in rows]
+        unique = dict(zip(contents, map(np.asarray, rows)))
+        numbers = {content: number for number, content in enumerate(unique)}
+        self._index = torch.tensor([numbers[content] for content in contents])  # of each item's vector among `_rows`
+        self._rows = [*unique.values()]
         self.temperature, self.pool = temperature, pool
         self._vectors: Tensor | None = None
 

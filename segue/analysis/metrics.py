@@ -33,19 +33,24 @@ def ranks(scores: np.ndarray, targets: np.ndarray, ties: str = "expected",
           seen: Sequence[Any] | None = None) -> np.ndarray:
     """(N,) rank of the true element among scores (N, V), 1 the best.
 
-    ties: "expected" (the mean rank over random orders of equal scores), "optimistic" or "pessimistic".
+    ties: "expected" (the mean rank over random orders of equal scores), "optimistic" or "pessimistic". NaN is the
+        lowest score, so that a model that diverged ranks as one that knows nothing does.
     seen: for each row, ids that are not candidates (items that the person had already); the target always is one.
     """
     check_choice("ties", ties, ("expected", "optimistic", "pessimistic"))
-    true = _target_scores(scores, targets)
-    if seen is not None:
-        scores = np.array(scores, float)
-        for row, ids in enumerate(seen):
-            scores[row, np.asarray(ids, int)] = -np.inf
-        scores[np.arange(len(targets)), targets] = true
-    better = (scores > true[:, None]).sum(1)
-    equal = (scores == true[:, None]).sum(1) - 1
-    return 1 + better + equal * {"expected": 0.5, "optimistic": 0, "pessimistic": 1}[ties]
+    scores = nan_as_lowest(scores)
+    true = _target_scores(scores, targets)[:, None]
+    better, equal = scores > true, scores == true
+    equal[np.arange(len(targets)), targets] = False  # the target itself
+    for row, ids in enumerate(() if seen is None else seen):
+        better[row, np.asarray(ids, int)] = equal[row, np.asarray(ids, int)] = False
+    return 1 + better.sum(1) + equal.sum(1) * {"expected": 0.5, "optimistic": 0, "pessimistic": 1}[ties]
+
+
+def nan_as_lowest(scores: np.ndarray) -> np.ndarray:
+    """The scores with minus infinity for NaN, which else would be neither above nor below the target's score."""
+    unknown = np.isnan(scores)
+    return np.where(unknown, -np.inf, scores) if unknown.any() else scores
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:

@@ -209,11 +209,13 @@ def order_question(rows: Sequence[np.ndarray], share: float = 1.0, way: str = "s
 
 
 def grouped_split(groups: np.ndarray, fraction: float = 0.2, seed: int = 0) -> np.ndarray:
-    """(N,) bool mask of held-out rows: at most a `fraction` of the rows, in random whole groups (N,)."""
+    """(N,) bool mask of held-out rows: at most a `fraction` of the rows, in random whole groups (N,); a group with more
+    rows than that is never held out."""
     names, group = np.unique(groups, return_inverse=True)
-    sizes = np.bincount(group)
+    sizes, most = np.bincount(group), fraction * len(groups)
     order = np.random.default_rng(seed).permutation(len(names))
-    held_out = order[np.cumsum(sizes[order]) <= fraction * len(groups)]
+    order = order[sizes[order] <= most]
+    held_out = order[np.cumsum(sizes[order]) <= most]
     if not len(held_out) or len(held_out) == len(names):
         raise SegueError(f"{len(names)} groups cannot be split with {fraction:.0%} held out: give more groups")
     return np.isin(group, held_out)

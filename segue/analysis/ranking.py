@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segue.analysis.metrics import ranks
+from segue.analysis.metrics import nan_as_lowest, ranks
 from segue.errors import SegueError
 from segue.models.predict import next_of
 
@@ -49,8 +49,9 @@ def sampled_ranks(scores: np.ndarray, targets: np.ndarray, negatives: int = 100,
     """(N,) rank of the true item among itself and `negatives` other items, drawn for each row without replacement.
 
     scores: (N, V). weights: (V,), negatives are drawn in proportion to them (popularity: how often items were chosen);
-    uniformly where None. seen: for each row, ids that are not drawn. Ties count half.
+    uniformly where None. seen: for each row, ids that are not drawn. Ties count half; NaN is the lowest score.
     """
+    scores = nan_as_lowest(scores)
     rng = np.random.default_rng(seed)
     rates = np.ones(scores.shape[1]) if weights is None else np.asarray(weights, float)
     found = np.empty(len(targets))

@@ -106,21 +106,22 @@ def variant_scores(model: Any, codec: LetterCodec | KmerCodec, sequence: str, va
     bases after the variant that are scored with either allele. strands: average over both strands (of DNA). Scores are
     averaged over all k offsets of the variant in its k-mer.
     """
-    likelihood = LetterLikelihood(model, codec, rows)
+    likelihood, rna = LetterLikelihood(model, codec, rows), "U" in sequence.upper() and "T" not in sequence.upper()
     pairs: list[tuple[str, str]] = []
     for number, (position, reference, alternative) in enumerate(variants, 1):
         end = position + len(reference)
         if not 0 <= position <= len(sequence) or sequence[position:end] != reference:
             raise SegueError(f"variant {number}: {reference!r} does not stand at position {position + 1:,} of the "
                              f"sequence, but {sequence[position:end]!r}")
-        left, right = sequence[max(0, position - before) : position], sequence[end:][: max(before, behind)]
+        most = max(before, behind)
+        left, right = sequence[max(0, position - most) : position], sequence[end : end + most]
         for reverse in (False, True)[: 1 + strands]:
-            context, after = (left[-before:], right[:behind]) if not reverse else \
-                (reverse_complement(right[:before]), reverse_complement(left)[:behind])
+            context, after = (left[max(0, len(left) - before) :], right[:behind]) if not reverse else \
+                (reverse_complement(right[:before], rna), reverse_complement(left, rna)[:behind])
             for offset in range(likelihood.k):
                 cut = max(0, len(context) - offset)
                 for allele in (reference, alternative):
-                    bases = reverse_complement(allele) if reverse else allele
+                    bases = reverse_complement(allele, rna) if reverse else allele
                     pairs.append((context[:cut], context[cut:] + bases + after))
     scores = likelihood(pairs).reshape(len(variants), -1, 2)
     return (scores[..., 1] - scores[..., 0]).mean(1)

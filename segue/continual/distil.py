@@ -86,12 +86,13 @@ class DER(Rehearsal):
     def __init__(self, alpha: float = 0.5, rows: int = 0, capacity: int = 1000, update: str = "reservoir",
                  seed: int = 0) -> None:
         super().__init__(capacity, update, seed)
+        if alpha < 0 or rows < 0:
+            raise SegueError(f"alpha {alpha} and rows {rows} do not fit: both are 0 or more")
         self.alpha, self.rows = alpha, rows
 
     def offer(self, run: Run, rows: Batch) -> None:
-        if not len(self.buffer):
-            scores_per_row = model_scores(run.model, rows.rows(slice(0, 1))).numel()
-            self.buffer.capacity = min(self.buffer.capacity, max(1, VALUES // scores_per_row))
+        stored = self.buffer.payload["scores"] if len(self.buffer) else model_scores(run.model, rows.rows(slice(0, 1)))
+        self.buffer.capacity = min(self.buffer.capacity, max(1, VALUES // stored[0].numel()))
         super().offer(run, rows)
 
     def payload(self, run: Run, rows: Batch) -> dict[str, Tensor]:
@@ -126,6 +127,8 @@ class DERpp(DER):
     def __init__(self, alpha: float = 0.5, beta: float = 0.5, rows: int = 0, capacity: int = 1000,
                  update: str = "reservoir", seed: int = 0) -> None:
         super().__init__(alpha, rows, capacity, update, seed)
+        if beta < 0:
+            raise SegueError(f"beta is 0 or more, not {beta}")
         self.beta = beta
 
 

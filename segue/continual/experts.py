@@ -109,7 +109,8 @@ class ExpertGate(nn.Module):
         gate_rate: of its gate's. The last fifth of the rows is held out from the gate and measures the relatedness.
         """
         count = len(experience.train.targets)
-        features = self.features(experience.train)[: max(1, count - count // 5)]
+        shown = max(1, count - max(1, count // 5))
+        features = self.features(experience.train)[:shown]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             deviation = features.std(0, correction=0)
@@ -118,7 +119,7 @@ class ExpertGate(nn.Module):
         gate_rows = Batch(features[:, None], torch.zeros(len(features), 1, dtype=torch.long))
         learn(gate, ordered_batches(gate_rows, 32, seed), gate_steps, rate=gate_rate, objective=reconstruction,
               seed=seed)
-        held_out = experience.train.rows(slice(max(1, count - count // 5), None)) if count > 1 else experience.train
+        held_out = experience.train.rows(slice(shown, None)) if count > 1 else experience.train
         relatedness = dict(zip(self.names, self.relatedness(gate, held_out))) if self.names else {}
         nearest = max(relatedness, key=lambda name: relatedness[name], default=None)
         expert, strategy = self.make(), Strategy()

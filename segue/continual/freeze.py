@@ -20,7 +20,8 @@ class Freeze(Strategy):
     Frozen parameters get no gradient, and frozen modules are in evaluation mode, so that dropout does not change their
     features. Between experiences both are restored.
 
-    parts: names of modules or parameters; a module includes its submodules. Default: all but what the head uses.
+    parts: names of modules or parameters, a list or a text with "|" between; a module includes its submodules. Default:
+    all but what the head uses.
     warm_up: number of experiences that train the whole model first (0: none).
     old_classes: the head's rows of all classes seen so far learn no more once an experience is over (a `Classifier`
         with a linear or cosine head).
@@ -29,10 +30,11 @@ class Freeze(Strategy):
     name = "freeze"
     about = "weights"
 
-    def __init__(self, parts: Sequence[str] | None = None, warm_up: int = 0, old_classes: bool = False) -> None:
+    def __init__(self, parts: str | Sequence[str] = "", warm_up: int = 0, old_classes: bool = False) -> None:
         if warm_up < 0:
             raise SegueError(f"a warm-up of {warm_up} experiences is not possible: give 0 or more")
-        self.parts, self.warm_up, self.old_classes = parts, warm_up, old_classes
+        self.parts = parts.split("|") if isinstance(parts, str) and parts else parts
+        self.warm_up, self.old_classes = warm_up, old_classes
         self.learned = 0  # experiences
         self.frozen_parameters: list[nn.Parameter] = []
         self.frozen_modules: list[nn.Module] = []
@@ -41,9 +43,9 @@ class Freeze(Strategy):
         if self.learned < self.warm_up:
             return
         model, head_parameters = run.model, set[nn.Parameter]()
-        if self.parts is None:
+        if self.parts == "":
             head_parameters = set(getattr(model, "head", nn.Module()).parameters())
-        parts = [name for name, _ in model.named_children() if name != "head"] if self.parts is None else self.parts
+        parts = [name for name, _ in model.named_children() if name != "head"] if self.parts == "" else self.parts
         selected = [find_part(model, part) for part in parts]
         self.frozen_modules = [part for part in selected if isinstance(part, nn.Module)]
         for part in selected:

@@ -343,6 +343,8 @@ class SI(PathImportance):
     def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, damping: float = 1e-3,
                  anneal: float = 0.0, seed: int = 0) -> None:
         super().__init__(strength, keep, rows, anneal=anneal, seed=seed)
+        if damping <= 0:
+            raise SegueError(f"a damping of {damping} divides by 0 where a weight stays: give one above 0")
         self.damping = damping
         self.path = {}
 

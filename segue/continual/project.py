@@ -104,6 +104,8 @@ class AGEM(GEM):
 
     def __init__(self, rows: int = 0, capacity: int = 1000, update: str = "reservoir", seed: int = 0) -> None:
         super().__init__(0.0, capacity, update, seed)
+        if rows < 0:
+            raise SegueError(f"rows are 0 or more, not {rows}")
         self.rows = rows
 
     def earlier(self, run: Run) -> list[Batch]:

@@ -120,6 +120,10 @@ class LossScale(Strategy):
     def before_experience(self, run: Run) -> None:
         run.objective = self.scaled = Scaled(run.objective)
 
+    def after_experience(self, run: Run) -> None:
+        assert self.scaled is not None
+        run.objective = self.scaled.objective
+
     def before_step(self, run: Run, batch: Batch) -> Batch:
         assert self.scaled is not None
         self.scaled.scale = self.factor(run.step)

@@ -138,21 +138,22 @@ class Replay(Rehearsal):
         self.buffer.notes["experience"] = self.learned
 
     def before_step(self, run: Run, batch: Batch) -> Batch:
-        new = super().before_step(run, batch)
+        self.new_rows = batch
         rows = len(batch.targets)
         instead = run.past is not None if self.instead is None else self.instead
         expected_old = rows * self.share / (1 if instead else 1 - self.share)
         old_count = int(expected_old + np.random.default_rng((run.plan.seed, run.step)).random())
         if not old_count or not len(self.buffer):
             return batch
-        if instead:
-            self.new_rows = new = batch.rows(torch.arange(max(1, rows - old_count)))
+        new = batch.rows(torch.arange(max(1, rows - old_count))) if instead else batch
         indices = self.retrieve(run, new, self.buffer, old_count)
         if not len(indices):
             return batch
         memory = self.buffer.rows(indices)
         if instead and old_count >= rows:
+            self.new_rows = None
             return memory
+        self.new_rows = new
         channels = {name: values for name, values in new.channels.items() if name in memory.channels}
         return Batch.join([replace(new, channels=channels), memory])
 
@@ -166,6 +167,9 @@ class MIR(Replay):
 
     def __init__(self, capacity: int = 1000, share: float = 0.5, candidates: int = 50, rate: float | None = None,
                  update: str = "reservoir", among: str = "uniform", seed: int = 0) -> None:
+        check_choice("among", among, RETRIEVALS)
+        if candidates < 1:
+            raise SegueError(f"{candidates} candidates are none to choose from: give 1 or more")
         super().__init__(capacity, share, update, partial(retrieve_interfered, candidates=candidates, rate=rate,
                                                           among=RETRIEVALS[among]), seed=seed)
 

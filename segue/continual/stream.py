@@ -105,7 +105,8 @@ def encode_features(model: nn.Module, experience: Experience) -> Experience:
         features = features_of(model, batch.tokens, batch.targets.argmax(1))
         return Batch(features[:, None], torch.tensor(labels_of(batch))[:, None])
 
-    return Experience(experience.name, encode(experience.train), encode(experience.test), experience.classes)
+    return replace(experience, train=encode(experience.train), test=encode(experience.test),
+                   check=None if experience.check is None else encode(experience.check))
 
 
 def accuracy_over(model: nn.Module, batch: Batch, classes: Sequence[int] = ()) -> float:

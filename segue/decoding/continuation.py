@@ -21,7 +21,7 @@ from segue.decoding.healing import Healing, spelling_of
 from segue.decoding.prompt import SetPrompt
 from segue.decoding.recipes import DECODERS, has_own_draft, option_names
 from segue.decoding.rules import Rules
-from segue.decoding.sampling import Processor
+from segue.decoding.sampling import Array, Prefix, Processor
 from segue.errors import SegueError
 from segue.kinds.base import Problems, Record, head_of
 from segue.kinds.codecs import CellCodec, TokenizerCodec, as_bytes, parted
@@ -121,6 +121,20 @@ MAX_DRAWS = 24  # attempts at one well-formed sample
 SEED_STRIDE = 1_000_003  # between the seeds of successive attempts
 
 
+class Begun:
+    """A processor that lets no answer to an empty prime end before it has begun, since that would say nothing. prompt:
+    of an empty prime."""
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self.prompt = list(prompt)
+
+    def __call__(self, scores: Array, prefix: Prefix) -> Array:
+        if prefix.tokens == self.prompt:
+            scores = scores.copy()
+            scores[list(prefix.stops)] = -np.inf
+        return scores
+
+
 def codec_processors(codec: Codec) -> tuple[Processor, ...]:
     """Processors that keep answers to what a codec can decode: no unknown item, and each column of a row once."""
     if isinstance(codec, CellCodec):
@@ -178,8 +192,10 @@ def build_request(model: Decodable, codec: Codec, primes: Sequence[Any], n: int 
     leads: list[Any] = [answer_lead(codec, model)] * len(prompts)
     limits = None if n is None else [n] * len(prompts) if isinstance(n, int) else list(n)
     max_units = limits if codec.counted else None
-    if max_units is not None and (recipe := DECODERS.get(decoder or "")) is not None and recipe.search is not None:
-        limits = [-(-units // int(codec.weights().max())) for units in max_units]  # a search has no stop conditions
+    recipe = DECODERS.get(decoder or "")
+    searches = recipe is not None and recipe.search is not None  # which has no stop conditions
+    if max_units is not None and searches:
+        limits = [-(-units // int(codec.weights().max())) for units in max_units]
     options = {"eos": codec.eos, **options}
     processors = [*(options.get("processors") or ()), *codec_processors(codec), *rules]
     if begin_token(model) is None and until is None and not rules and options.get("backspace") is None:
@@ -195,7 +211,7 @@ def build_request(model: Decodable, codec: Codec, primes: Sequence[Any], n: int 
         conditions = [unit_limit_condition(codec, units + len(lead), condition)
                       for units, lead, condition in zip(max_units, leads, conditions)]
     if any(conditions):
-        options["until"] = conditions
+        options["until"] = until if searches else conditions
     return Request(prompts, leads, stops, max_units, limits, options | {"processors": tuple(processors)})
 
 
@@ -233,10 +249,11 @@ def _decode_answer(answer: Continuation, codec: Codec, request: Request, row: in
     value = strip_lead(decoded, lead)
     hidden = len(decoded) - len(value)  # units of the lead still to be cut from the pieces
     stop = None if request.stops is None else request.stops.find(value)
+    if stop is not None:
+        value, answer.finish = value[:stop], "until"  # also of a search, which knows no stops
     if request.max_units is not None and len(value) >= (limit := request.max_units[row]):
-        answer.finish = "length" if stop is None or stop >= limit else "until"
-        value = value[:limit]  # the last token may stand for more units than are left
-    answer.value = value if stop is None else value[:stop]
+        value, answer.finish = value[:limit], "length"  # the last token may stand for more units than are left
+    answer.value = value
     answer.text = as_text(answer.value, item_separator(codec))
     answer.pieces, piece_ends = [], list(accumulate(answer.per_pass))
     for start, end in zip([0, *piece_ends], piece_ends):
@@ -393,8 +410,6 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
         return results if is_list else results[0]
     decoder = decoder or kind.decoder
     objects = [record.object for record in records]
-    if all(item is None for item in objects):  # an empty answer to an empty prime says nothing
-        options = {"min_new_tokens": 1} | options
     answers = _continue_well_formed(fitted, model, objects, n, decoder, draft, stop, options)
     for answer, count, record in zip(answers, unknown_counts, records):
         if not answer.tokens and answer.finish == "stop" and record.object is not None:
@@ -447,6 +462,8 @@ def _continue_well_formed(fitted: FittedModel, model: Decodable, primes: list[An
     """Continue primes; samples that ended by themselves and are not well formed are drawn again, up to MAX_DRAWS times
     in all. So samples follow the model's distribution among well-formed answers (rejection sampling)."""
     options = dict(options)
+    if options.get("min_new_tokens") is None and any(prime is None for prime in primes):
+        options["processors"] = (*options.get("processors", ()), Begun(prime_tokens(fitted.codec, None, model)))
     redraw = options.pop("well_formed", True) and decoder == "sample"
     proposer, seed = drafter_for(fitted, decoder, draft), options.get("seed", 0)
     answers = continue_objects(model, fitted.codec, primes, n, decoder, proposer, stop=stop, **options)

@@ -263,8 +263,9 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
             if not isinstance(seed, int):
                 raise SegueError(f"decoder '{name}' draws the same for every prompt: give one seed")
             search_options["seed"] = seed
-        if backspace is not None:
-            raise SegueError(f"decoder '{name}' searches, nothing is taken back there: choose greedy or sample")
+        if backspace is not None or until is not None:
+            raise SegueError(f"decoder '{name}' searches, it neither takes back nor stops at a condition of the "
+                             "caller's: choose greedy or sample")
         return _search(model, prompts, n, name, build(SEARCHES[recipe.search], **search_options), sampling, eos, batch,
                        logprobs)
     answers: list[Continuation] = []

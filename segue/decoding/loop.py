@@ -10,6 +10,7 @@ costs no torch operation per token, which matters to engines whose step takes a 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from segue.decoding.sampling import PREFIX_WINDOW, log_softmax
 from segue.decoding.verify import Row, Scores, accept, forward
 from segue.errors import SegueError
 from segue.mixers.layout import gather_nodes
-from segue.models.base import Decodable, Decoding, needs_whole_prompt, pad_rows, set_prompt_lengths
+from segue.models.base import Decodable, Decoding, max_positions, needs_whole_prompt, pad_rows, set_prompt_lengths
 
 PREFILL_TOKENS = 2048  # prompt tokens per pass, so that a book-long prompt needs no activations for the whole book
 
@@ -147,8 +148,8 @@ class Loop:
         for prefill in prefills:
             self.live += prefill.rows
             for row in prefill.rows:
-                self._observed[row.request] = 0
                 if self.drafter is not None:
+                    self._observed[row.request] = 0
                     self.drafter.observe(row.request, row.prefix.tokens, prompt=True)
             accept(prefill.rows, [NO_DRAFT] * len(prefill.rows), self.acceptor)
         rows = [row for prefill in prefills for row in prefill.rows]
@@ -238,9 +239,9 @@ class Loop:
     def _draft(self, live: list[Row]) -> list[Tree]:
         """A draft for each row, within the cost model's budget and the tokens that the row has left."""
         assert self.drafter is not None
-        budget = self.cost.budget()
+        budget, room = self.cost.budget(), self._room(live)
         # Each pass ends with a token of the model's own, so a draft is at least one shorter than the tokens left.
-        depths = [budget if row.limit is None else min(row.limit - row.produced - 1, budget) for row in live]
+        depths = [min(budget, room, budget if row.limit is None else row.limit - row.produced - 1) for row in live]
         # A drafter that needs hidden states gets all of them, even where no draft is wanted.
         drafting = [index for index, depth in enumerate(depths) if depth > 0 or self.hidden]
         if not drafting:
@@ -250,6 +251,15 @@ class Loop:
         for index, tree in zip(drafting, self.drafter.propose(tips)):
             trees[index] = tree
         return trees
+
+    def _room(self, live: list[Row]) -> int:
+        """How deep a draft may be so that no row goes beyond the model's positions, as it might not without a draft;
+        the same for all, because the nodes of shorter drafts are padded."""
+        reach, restart = max_positions(self.model), getattr(self.model, "restart", False)
+        if reach is None:
+            return sys.maxsize
+        longest = max(row.prefix.length + (0 if restart else max(row.prefix.source - 1, 0)) for row in live)
+        return max(reach - longest, 0)
 
     def _trim_history(self, row: Row) -> None:
         """Keep only the last tokens of a row, for streams without end."""

@@ -256,7 +256,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         violations = [f"{name} must be {rule}, not {value}" for name, value, rule, is_valid in (
-            ("temperature", self.temperature, "0 or more", self.temperature >= 0),
+            ("temperature", self.temperature, "0 or more, and finite", 0 <= self.temperature < np.inf),
             ("top_k", self.top_k, "0 (off) or a positive whole number", self.top_k >= 0 and self.top_k % 1 == 0),
             ("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1),
             ("min_p", self.min_p, "at least 0 and at most 1", 0 <= self.min_p <= 1),

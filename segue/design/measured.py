@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from segue.analysis.metrics import rank_correlation
 from segue.decoding.diffusion import ancestral
 from segue.design.offline import Bidirectional, OfflineDesign, SoftDesign
-from segue.design.oracles import Encoder, Oracle, RidgeHead, RidgeOracle
+from segue.design.oracles import Encoder, Oracle, RidgeHead, RidgeOracle, standardise
 from segue.design.rewards import GumbelRollout, RewardFineTuning
 from segue.design.steering import STEERED
 from segue.errors import SegueError
@@ -192,7 +192,7 @@ def search_bidirectional(measured: Measured, predictor: Predictor, starts: Tenso
     scores, table = measured.scores[half], predictor.table[half]
     auxiliary = RidgeHead.bagged(table, scores, strength=predictor.strength, generator=generator_of(seed, 2))
     search = OfflineDesign(
-        Bidirectional.of(table, (scores - scores.mean()) / scores.std(correction=0), strength=predictor.strength),
+        Bidirectional.of(table, standardise(table, scores)[0], strength=predictor.strength),
         lambda rows: predictor.features(rows, lengths), auxiliary=auxiliary, steps=steps)
     fewer_changes = range(1, min(FEWER, int(free.sum(1).max()) if most is None else most))
     path: list[Tensor] = []

@@ -37,12 +37,13 @@ from segue.kinds.sequence_files import (
     format_of,
     has_annotation_lines,
     is_fastq,
+    letters_alone,
+    looks_like_bases,
     read_fasta,
     read_fastq,
     read_lines,
     sample_letters,
     with_warnings,
-    without_annotation,
     without_comments,
 )
 
@@ -80,13 +81,14 @@ class Letters(Kind):
             return 0.0
         if head.startswith(b"##gff") and b"\n>" in head:  # annotation with its sequences behind
             text = text[text.index(b"\n>") + 1 :]
-        text = without_annotation(without_comments(text))
+        text = letters_alone(text)
         if (form := format_of(head)) is not None and (sample := sample_letters(head.removeprefix(MARK).lstrip(), form)):
             return 0.95 * self.likely(sample)
         if text[:1] == b">" and (suffix in self.perhaps or suffix in self.surely or len(text.splitlines()) > 1):
             body = b"\n".join(line for line in text.splitlines() if line[:1] not in (b">", b";"))
             sample = body.translate(None, BLANKS).upper()
-            if len(cut := body.split()) > len(text.splitlines()) and len(sample) < BLOCKED * len(cut):
+            if len(cut := body.split()) > len(text.splitlines()) and len(sample) < BLOCKED * len(cut) and \
+                    suffix not in self.perhaps | self.surely:
                 return 0.0  # words, of a text that begins with >
             if not sample or len(sample.translate(None, (self.letters + ".").encode())) > len(sample) // 10:
                 return 0.5 if suffix in self.surely else 0.3 * self.likely(sample) if suffix in self.perhaps else 0.0
@@ -107,11 +109,11 @@ class Letters(Kind):
              column: str | None = None, features: str | None = None, classes: str | None = None) -> Iterator[Record]:
         """One record a sequence; its name is file:identifier. FASTA (also behind a GFF), FASTQ, SAM (each read once, as
         it was sequenced), GenBank, SnapGene, EMBL, UniProt, PDB and mmCIF, alignments (Stockholm, Clustal, PHYLIP, PIR,
-        NEXUS, MSF, MAF), the bases of folded RNA (dot-bracket, CT, BPSEQ), letters alone (a sequence a line, or one
-        over lines of one length and a shorter last), or a table (CSV, TSV, Parquet, JSON, ARFF) with sequences in a
-        `column` (if None, one called sequence or seq, or one of long words of letters; words of k letters that overlap
-        are one sequence, and so are twenty or more columns of one base each). A line of marks below the letters of each
-        record (brackets, states, 0 and 1) is not read.
+        NEXUS, MSF, MAF), GCG, the bases of folded RNA (dot-bracket, CT, BPSEQ), letters alone (a sequence a line; or
+        one, over lines of one length and a shorter last, or in blocks of ten), or a table (CSV, TSV, Parquet, JSON,
+        ARFF) with sequences in a `column` (if None, one called sequence or seq, or one of long words of letters; words
+        of k letters that overlap are one sequence, and so are twenty or more columns of one base each). A line of marks
+        below the letters of each record (brackets, states, 0 and 1) is not read.
 
         case: "fold" makes all letters upper case; "keep" leaves soft-masked (lower-case) letters different. illegal:
         what happens to a record with a letter outside the alphabet: "skip" (and tell) or "mask" (it becomes N or X).
@@ -211,7 +213,7 @@ class Letters(Kind):
                     raise SegueError(f"{path}: no {classes}= in its headers to say the class; leave classes out, or "
                                      "give the number of the part between bars that says it")
                 yield from read_fasta(path, handle, problems, has_annotation_lines(head_of(path)), label)
-            elif self._bare_letters(without_annotation(without_comments(head))):
+            elif self._bare_letters(letters_alone(head)):
                 yield from read_lines(handle, problems)
             else:
                 raise SegueError(f"{path}: line 1 begins with {chr(start[0]) if start else 'a blank'!r}; FASTA begins "
@@ -233,7 +235,7 @@ class Letters(Kind):
         return b"" if unlikely or any(len(line) < shortest for line in lines[:-1]) else letters.upper()
 
     def _biopython_records(self, path: Path, handle: BinaryIO, form: str, problems: Problems | None) -> Iterator[Found]:
-        """The sequence of each record, by Biopython; the features of GenBank and EMBL are not parsed."""
+        """The sequence of each record, by Biopython; the features of GenBank are not parsed."""
         text = io.TextIOWrapper(handle, "utf-8", "replace")  # names of authors may be in another encoding
         source: Any = handle if form in ("uniprot-xml", "snapgene") else text
         try:
@@ -243,9 +245,8 @@ class Letters(Kind):
                 if not has_sequence and re.search(r"(?m)^(ATOM|HETATM)\b", source.getvalue()) is None:
                     raise SegueError(f"{path}: there is neither a sequence nor an atom in it; download it again")
                 form = f"{form}-{'seqres' if has_sequence else 'atom'}"
-            if form in ("genbank", "embl"):
-                scanners = require("Bio.GenBank.Scanner", "biology")
-                scanner = scanners.GenBankScanner() if form == "genbank" else scanners.EmblScanner()
+            if form == "genbank":
+                scanner = require("Bio.GenBank.Scanner", "biology").GenBankScanner()
                 records = scanner.parse_records(text, do_features=False)
             else:
                 with warnings.catch_warnings(action="ignore"):
@@ -254,9 +255,9 @@ class Letters(Kind):
                 name = (record.id or record.name or "").removeprefix("????:").replace("<unknown id>", path.stem)
                 try:
                     letters = bytes(record.seq)
-                except Exception as error:  # an undefined sequence; the class is Biopython's own
-                    raise SegueError(f"{path}, record {record.id}: it holds no sequence (only its length); download it "
-                                     "in full") from error
+                except Exception:  # an undefined sequence; the class is Biopython's own
+                    bad(problems, path, name, None, "it holds no sequence (only its length); download it in full")
+                    continue
                 if form[:3] in ("pdb", "cif") and not letters.strip(b"X"):
                     bad(problems, path, name, None, "no chain of amino acids (DNA, RNA or small molecules)")
                 else:
@@ -264,8 +265,7 @@ class Letters(Kind):
         except (SegueError, OSError, EOFError):
             raise
         except Exception as error:  # a foreign parser may raise anything on a broken file
-            name = {"genbank": "GenBank", "embl": "EMBL", "swiss": "UniProt"}.get(form, form)
-            why = error or type(error).__name__
+            name, why = form.replace("genbank", "GenBank"), error or type(error).__name__
             raise SegueError(f"{path}: no {name} file that Biopython reads ({why}); download it again or give "
                              "FASTA") from error
         finally:
@@ -356,7 +356,7 @@ class DNA(Letters):
         return super().sniff(path, head)
 
     def likely(self, sample: bytes) -> float:
-        return 1.0 if len(sample.translate(None, b"ACGTUN-.")) <= len(sample) // 10 else 0.2
+        return 1.0 if looks_like_bases(sample) else 0.2
 
     def codec(self, data: Dataset, *, k: int = 1) -> Codec:
         """k = 1: a base a token (IUPAC codes, U and gap included). k > 1: non-overlapping words of k bases, of RNA with
@@ -379,7 +379,7 @@ class Protein(Letters):
     surely = frozenset((".faa", ".pep", ".gp", ".gpff"))
 
     def likely(self, sample: bytes) -> float:
-        return 1.0 if len(sample.translate(None, b"ACGTUN-.")) > len(sample) // 10 else 0.2
+        return 0.2 if looks_like_bases(sample) else 1.0
 
     def codec(self, data: Dataset, *, k: int = 1) -> Codec:
         """k = 1: a residue a token: the twenty, U, O, the ambiguous B Z J X, stop and gap. k > 1: non-overlapping words

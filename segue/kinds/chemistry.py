@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ ATOM, BOND, RING = re.compile(r"[A-Za-z]"), re.compile(r"[=#()\[\]]"), re.compil
 BRACKET = re.compile(r"\[\d*(?:[A-Z][a-z]?|[bcnops]|se|as|te|\*)(?:@@?(?:[A-Z]{2}\d+)?)?(?:H\d*)?(?:\++\d*|-+\d*)?"
                      r"(?::\d+)?\]")
 SEPARATOR = re.compile(r"[\s,;]+")  # what stands between a molecule and its name, and in no molecule
+EXTENSION = re.compile(r"^\|.*?\|\s*")  # of CXSMILES, between them
 MANY = 1000  # signs of several letters that have a token, at most
 
 
@@ -90,10 +91,12 @@ class Molecule(Kind):
         else:
             with opened(path) as handle:
                 lines = as_utf8(path, handle.read(), encoding, problems).decode().splitlines()
+            spaced = are_spaced(lines[:ROWS])
             for number, line in enumerate(lines, 1):
-                smiles, *others = parted(line)
+                smiles, *others = parted(line, spaced)
                 if smiles and not smiles.startswith("#") and not (number == 1 and smiles.lower() in COLUMNS):
-                    name = others[0].partition("\t")[0].strip() if others else ""  # further columns are no part of it
+                    # Further columns are no part of it.
+                    name = EXTENSION.sub("", others[0]).partition("\t")[0].strip() if others else ""
                     yield name or f"line {number}", smiles
 
     def codec(self, data: Dataset) -> Codec:
@@ -195,13 +198,25 @@ def first_words(head: bytes) -> list[str]:
     return [parted(line)[0] for line in lines[:ROWS] if line.strip() and not line.startswith("#")]
 
 
-def parted(line: str) -> list[str]:
-    """A molecule and what stands behind it. Signs with blanks between, as translators read them, are one molecule; in
-    InChI there are commas."""
+def parted(line: str, spaced: bool = False) -> list[str]:
+    """A molecule and what stands behind it, or a number before it. Signs with blanks between, as translators read them,
+    are one molecule (`spaced`: a few, too); in InChI there are commas."""
     words = line.split()
-    if len(words) > 3 and all(SMILES_SIGN.fullmatch(word) for word in words) and fault("".join(words)) is None:
+    if len(words) > (1 if spaced else 3) and _are_signs(words) and fault("".join(words)) is None:
         return ["".join(words)]
+    if len(words) > 1 and words[0].isdecimal() and fault(words[1]) is None:
+        return [words[1], words[0]]
     return words if line.startswith(INCHI) else SEPARATOR.split(line.strip(), 1)
+
+
+def are_spaced(lines: Sequence[str]) -> bool:
+    """Whether most of the lines with several words have a sign of SMILES in each word."""
+    several = [words for line in lines if len(words := line.split()) > 1]
+    return 2 * sum(map(_are_signs, several)) > len(several)
+
+
+def _are_signs(words: Sequence[str]) -> bool:
+    return all(map(SMILES_SIGN.fullmatch, words))
 
 
 def in_lines(words: list[str]) -> bool:
@@ -233,8 +248,9 @@ def table_of(path: Path, head: bytes) -> Look | None:
 
 def column_of(table: Look) -> str | None:
     """The column of molecules: one with a usual name, or one whose cells are all SMILES."""
-    named = [name for name in table.names if name.strip().lower() in COLUMNS] if table.headed else []
-    for name in sorted(named, key=lambda name: "smi" not in name.lower()):  # smiles before molecule and structure
+    usual = {name: name.strip().lower() in COLUMNS for name in table.names if table.headed}
+    named = [name for name in usual if usual[name] or "smiles" in name.lower()]
+    for name in sorted(named, key=lambda name: ("smi" not in name.lower(), not usual[name])):  # before molecule
         cells = [cell.split()[0] for cell in table.column(name) if isinstance(cell, str) and cell.strip()]
         if 2 * sum(fault(cell) is None for cell in cells) > len(cells):
             return name
@@ -249,7 +265,7 @@ def column_of(table: Look) -> str | None:
 def _column(path: Path, problems: Problems | None, column: str | None, classes: str | None,
             encoding: str) -> Iterator[tuple[str, str]]:
     for _, name, cell in cells_of(path, problems, column, column_of, "holds SMILES", COLUMNS, NAMES, encoding, classes):
-        yield name, cell.strip().split(" ")[0]
+        yield name, parted(cell, spaced=True)[0]
 
 
 def form_of(head: bytes) -> str:

@@ -16,6 +16,7 @@ from segue.kinds.frame import ROWS, Frame, Look, describe_roles, load_table
 CLASSES = words("label class category intent y")  # what columns of classes are called, best first
 PERHAPS = words("target survived diagnosis outcome sentiment topic emotion relation genre species language lang key "
                 "quality polarity rating stars gender sex author origin nationality")  # if they say few things
+OF_PEOPLE = words("gender sex")  # told of people whatever the class is
 FRACTION = re.compile(r"[-+]?\d*\.\d*[1-9]\d*([eE].*)?")
 
 
@@ -72,11 +73,17 @@ def class_column(path: Path, table: Look, requested: str | None) -> str | None:
     if not table.headed or all(name.isdigit() for name in table.names if name != "part"):
         return repeating[0] if len(repeating) == 1 else None
     by_name = {name.strip().lower().rpartition(".")[2]: name for name in reversed(table.names)}
-    named = next((by_name[keyword] for keyword in CLASSES if keyword in by_name), None)
+    lower = {name.strip().lower() for name in table.names}
+    places = [name for name in lower if name[-1:] == "y" and f"{name[:-1]}x" in lower]  # x and y
+    named = next((by_name[keyword] for keyword in CLASSES if keyword in by_name and keyword not in places), None)
     if named is None:
-        by_ending = [name for name in repeating
-                     if re.split(r"[_ .]", name.lower())[-1] in CLASSES or name[:3].lower() == "is_"]
+        by_ending = [name for name in repeating if name.strip().lower() not in places and (
+                     re.split(r"[_ .]", name.lower())[-1] in CLASSES or name[:3].lower() == "is_")]
         likely = by_ending + [by_name[keyword] for keyword in PERHAPS if by_name.get(keyword) in repeating]
+        last = table.names[-1]
+        if likely and likely[0].strip().lower() in OF_PEOPLE and last in repeating and \
+                len(set(map(class_of, table.column(last)))) == 2:
+            return last  # income, behind the sex of those who have it
         return next(iter(likely or (repeating if len(table.names) == 2 and len(repeating) == 1 else [])), None)
     cells = list(map(class_of, table.column(named)))
     texts = sum(len(cell.split()) for cell in cells) > 4 * len(cells)

@@ -38,26 +38,32 @@ if TYPE_CHECKING:
 ROWS = 50  # that a look takes
 MANY = 1000  # of rows that may stand class by class, as those of one JSON object do
 DAYS = 8  # columns called by dates from which on each row is a series
-LOG = "log"  # in place of a delimiter: a web server's log
 LINE_SEMICOLON = re.compile(r",?;[ \t]*\r?(\n|$)")  # a semicolon, where it ends a line of commas
 SEPARATOR = "\x1f"  # ASCII's unit separator, in place of a delimiter of several characters
 DELIMITERS = (",", ";", "\t", "|", "::", " ")  # between cells; a blank stands for any run of blanks
-DELIMITED = frozenset((".csv", ".tsv", ".tab", ".arff", ".inter"))  # the last as RecBole has them
+DELIMITED = frozenset((".csv", ".tsv", ".tab", ".psv", ".arff", ".inter"))  # the last as RecBole has them
 LINES = frozenset((".jsonl", ".ndjson"))
 JSON = LINES | {".json", ".jsonocel"}
 PARQUET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc", ".orc"))  # and its like
-# Files that may hold a table.
+# Files that may hold a table; so may those that are numbered, as of one day or person, and more of UCI's.
 TABULAR = DELIMITED | JSON | PARQUET | {
-    "", *words(".txt .dat .data .log .list .trn .tra .tst .tes .train .test .pgn .sgf")}
+    "", *words(".txt .dat .data .log .list .trn .tra .tst .tes .train .test .pgn .sgf .rdb .tbl .prn .asc")}
+NUMBERED = re.compile(r"\.(\d+|data[^a-z].*|.*-data)")
 SINGLE_QUOTED = re.compile(r"'[^'\n]*'([,;\t]'[^'\n]*')+\s*\n")  # a heading in quotation marks of another sort
 IDS = re.compile(r"[A-Za-z_]{0,4}\d+(-\d+)?( +[A-Za-z_]{0,4}\d+(-\d+)?)*")  # N55528 N19639
 BARE_LIST = re.compile(r"\[\w[\w-]*(\s*,\s*\w[\w-]*)+\]")  # [E5,E22], a list of words without quotation marks
+BRACKETED = re.compile(r"<[^<>\n]+>[,;|\t]")  # a column's name as traders' programs write it
 RECBOLE_TYPE = re.compile(r":(token|float)(_seq)?$")  # what RecBole writes behind a column's name
 LONG_WORD = re.compile(r"[A-Z*-]{20,}|[a-z*-]{20,}")  # no name of a column, and no word: letters of a sequence
-# A line of a web server's log in the common form, or with what NCSA added to it.
-ACCESS = re.compile(rb'(\S+) (\S+) (\S+) \[([^\]]+)\] "((?:[^"\\]|\\.)*)" (\S+) (\S+)'
+# A line of a web server's log in the common form, or with what NCSA added to it; and one of the proxy Squid.
+ACCESS = re.compile(rb'(?:\S+:\d+ )?(\S+) (\S+) (\S+) \[([^\]]+)\] "((?:[^"\\]|\\.)*)" (\S+) (\S+)'
                     rb'(?: "((?:[^"\\]|\\.)*)" "((?:[^"\\]|\\.)*)".*)?\s*')
-ACCESS_COLUMNS = words("client identity account time request status bytes referer agent")
+SQUID = re.compile(rb"(\d+\.\d+) +(\d+) (\S+) (\S+/\d+) (\d+) (\S+) (\S+) (\S+) (\S+/\S+) (\S+)\s*")
+LOGS = {"web": (ACCESS, words("client identity account time request status bytes referer agent")),
+        "squid": (SQUID, words("time elapsed client result bytes method url account peer type"))}
+# Ratings below the film that they are of, as Netflix gave them away; Eurostat's tables, with marks behind numbers.
+RATINGS = re.compile(r"\d+:\r?\n\d+,\d,\d{4}-\d\d-\d\d\r?\n")
+EUROSTAT = re.compile(r"[^\t\n]*\\(TIME_PERIOD|time)[^\t\n]*\t")
 SINGLE_COLUMN_NAMES = {*words("name text sentence word title address city url item event activity action symbol value "
                               "sequence seq smiles molecule")}  # headers of a table of one column
 NULLS = ["", *words(r"NULL null NaN nan <NA> #N/A \N")]
@@ -135,6 +141,12 @@ def glance(path: Path, head: bytes) -> Look | None:
         return _look_json(suffix, text, len(head) >= HEAD)
     look = _look_text(suffix, text, len(head) >= HEAD)
     return look if look is not None and (len(look.names) > 1 or suffix in DELIMITED) else None
+
+
+def is_tabular(path: Path) -> bool:
+    """By its name, without a compression suffix: whether a file may hold a table."""
+    suffix = path.suffix.lower()
+    return suffix in TABULAR or NUMBERED.fullmatch(suffix) is not None
 
 
 def is_parquet(head: bytes) -> bool:
@@ -271,13 +283,12 @@ def _look_text(suffix: str, text: str, cut: bool, requested: frozenset[str] = fr
     header, and where these are numbers there is none."""
     if ARFF.match(text[:HEAD].encode()):
         return _look_arff(text)
-    text = text.replace("'", '"') if SINGLE_QUOTED.match(text) else text
-    text = LINE_SEMICOLON.sub("\n", text) if has_line_semicolons(text) else text
+    text = _usual(text)
     lines = re.split(r"(?<=\r)" if text.count("\r") > 2 * text.count("\n") else r"(?<=\n)", text)
     if cut and len(lines) > 2:
         lines.pop()
-    if _is_access_log(line.encode() for line in lines[:ROWS]):
-        return _look_access_log(lines)
+    if log := _log_of([line.encode() for line in lines[:ROWS]]):
+        return _look_log(lines, log)
     declared = re.fullmatch(r'"?sep=(.)"?\s*', lines[0])  # Excel's way to say the delimiter
     skipped = next((i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] not in "#%"
                     and not (declared and i == 0)), 0)
@@ -312,11 +323,12 @@ def _look_text(suffix: str, text: str, cut: bool, requested: frozenset[str] = fr
     return Look(names, cells, headed, regular, "delimited", delimiter, quoted, before, title_lines)
 
 
-def _look_access_log(lines: list[str]) -> Look:
-    """The look of a web server's log: a row a request, see `ACCESS`."""
+def _look_log(lines: list[str], log: str) -> Look:
+    """The look of a server's log: a row a request, see `LOGS`."""
+    pattern, names = LOGS[log]
     requests = [[cell.decode() for cell in match.groups(b"")] for line in lines[:ROWS]
-                if (match := ACCESS.fullmatch(line.encode()))]
-    return Look(list(ACCESS_COLUMNS), requests, True, True, "delimited", LOG, False)
+                if (match := pattern.fullmatch(line.encode()))]
+    return Look(list(names), requests, True, True, "delimited", log, False)
 
 
 def _num_title_rows(counts: list[int], width: int) -> int:
@@ -330,14 +342,14 @@ def _num_title_rows(counts: list[int], width: int) -> int:
 
 
 def _comment_header(comments: list[str], delimiter: str, quoted: bool, width: int) -> list[str]:
-    """The names of `width` columns where the last comment line above the table gives them ("#Fields: date time"); else
-    nothing."""
-    if not comments:
-        return []
-    cells = next(_cells([comments[-1].lstrip("#% ")], delimiter, quoted), (0, [""]))[1]
-    cells = cells[len(cells) == width + 1 and cells[0][-1:] == ":" :]  # without Fields:
-    named = len({*cells} - {""}) == len(cells) == width > 1 and not any(map(number, cells))
-    return [name.strip() for name in cells] if named else []
+    """The names of `width` columns where a comment line above the table gives them ("#Fields: date time"), the last
+    that may do so; else nothing."""
+    for comment in reversed(comments):
+        cells = next(_cells([comment.lstrip("#% ")], delimiter, quoted), (0, [""]))[1]
+        cells = cells[len(cells) == width + 1 and cells[0].rstrip(":").lower() == "fields" :]
+        if len({*cells} - {""}) == len(cells) == width > 1 and not any(map(number, cells)):
+            return [name.strip() for name in cells]
+    return []
 
 
 def _parse_lists(rows: list[list[str]], width: int) -> list[list[Any]]:
@@ -403,10 +415,11 @@ def are_ids(cells: Sequence[Any]) -> bool:
     return 2 * sum(count > 1 for count in counts) > len(counts) and len(set(counts)) > 2
 
 
-def _is_access_log(lines: Iterable[bytes]) -> bool:
-    """Whether these are the first lines of a web server's log; the last may be cut."""
-    matches = [ACCESS.fullmatch(line) is not None for line in lines if line.strip()]
-    return 10 * sum(matches) >= 9 * max(len(matches) - 1, 1)
+def _log_of(lines: list[bytes]) -> str | None:
+    """Of which of `LOGS` these are the first lines, of which the last may be cut."""
+    lines = [line for line in lines if line.strip()]
+    return next((log for log, (pattern, _) in LOGS.items() if
+                 10 * sum(pattern.fullmatch(line) is not None for line in lines) >= 9 * max(len(lines) - 1, 1)), None)
 
 
 def _unique_names(names: list[str]) -> list[str]:
@@ -727,9 +740,10 @@ def _text(value: Any) -> str | None:
 
 
 def is_xml(raw: bytes, encoding: str) -> bool:
-    """By its first character."""
+    """By its first character, where that is none of a header such as <DATE>,<TIME>."""
     with suppress(LookupError):
-        return raw[:1000].decode(marked(raw, encoding), "ignore").lstrip("\ufeff\r\n\t ").startswith("<")
+        start = raw[:1000].decode(marked(raw, encoding), "ignore").lstrip("\ufeff\r\n\t ")
+        return start[:1] == "<" and not BRACKETED.match(start)
     return False
 
 
@@ -780,14 +794,29 @@ def _load_text(path: Path, raw: bytes, problems: Problems, requested: frozenset[
 
 
 def _usual_csv(raw: bytes) -> bytes:
-    """Delimited text with double quotes, without a semicolon that ends each line, and with line feeds."""
-    if SINGLE_QUOTED.match(raw[:HEAD].decode("utf-8", "ignore")):
-        raw = raw.replace(b"'", b'"')
-    if has_line_semicolons(raw[:HEAD].decode("utf-8", "ignore")):
-        raw = LINE_SEMICOLON.sub("\n", raw.decode()).encode()
+    """Delimited text as `_usual` has it, with line feeds."""
+    if _usual(head := raw[:HEAD].decode("utf-8", "ignore")) != head:
+        raw = _usual(raw.decode()).encode()
     if raw.count(b"\r") > 2 * raw.count(b"\n"):
         raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # line ends of old Macs
     return raw
+
+
+def _usual(text: str) -> str:
+    """Delimited text with double quotes, without a semicolon that ends each line or what marks numbers, and with the
+    film in each rating (see `RATINGS`), whose lines keep their places."""
+    text = text.replace("'", '"') if SINGLE_QUOTED.match(text) else text
+    text = LINE_SEMICOLON.sub("\n", text) if has_line_semicolons(text) else text
+    if EUROSTAT.match(text):
+        text = re.sub(r"(?<=\t):(?=[\t\r\n]|\Z)", "", re.sub(r"(?<=[\d:])( [a-z]+)? *(?=[\t\r\n]|\Z)", "", text))
+    if RATINGS.match(text):
+        film, rated = "", list[str]()
+        for line in text.splitlines():
+            film = line[:-1] if line.endswith(":") else film
+            user, _, rest = line.partition(",")
+            rated.append(f"{user},{film},{rest}" if rest else "")
+        text = "\n".join(rated)
+    return text
 
 
 def _parse_csv(path: Path, raw: bytes, look: Look, delimiter: str, first_line: int,
@@ -850,9 +879,9 @@ def _body(raw: bytes, look: Look) -> tuple[bytes, str, int]:
     for _ in range(look.before):
         offset = raw.find(b"\n", offset) + 1 or len(raw)
     raw, delimiter = raw[offset:], look.delimiter
-    if delimiter == LOG:
+    if delimiter in LOGS:
         raw = b"\n".join(line if row is None else SEPARATOR.encode().join(row.groups(b"")) for line, row in
-                        ((line, ACCESS.fullmatch(line)) for line in raw.split(b"\n")))
+                        ((line, LOGS[delimiter][0].fullmatch(line)) for line in raw.split(b"\n")))
         return raw, SEPARATOR, 1
     if delimiter == "::":
         raw, delimiter = raw.replace(b"::", SEPARATOR.encode()), SEPARATOR

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def open_midi(mido: Any, path: Path) -> Any:
         try:
             if CSV.match(data):
                 return _from_csv(mido, data)
-            file = mido.MidiFile(file=io.BytesIO(_standard_chunks(data)), clip=True)
+            with _any_meta(mido):
+                file = mido.MidiFile(file=io.BytesIO(_standard_chunks(data)), clip=True)
         except SegueError:
             raise
         except Exception as error:  # a foreign parser may raise anything on a broken file
@@ -51,6 +53,26 @@ def open_midi(mido: Any, path: Path) -> Any:
     if not file.ticks_per_beat:
         raise SegueError(f"{path}: its header does not say how long a tick is; save it again")
     return file
+
+
+@contextmanager
+def _any_meta(mido: Any) -> Iterator[None]:
+    """Within it, mido keeps meta events that it cannot decode, such as a key of nine sharps, which say nothing here."""
+    from mido.midifiles import midifiles
+
+    build = midifiles.build_meta_message
+
+    def keep(type_byte: int, data: Any, delta: int = 0) -> Any:
+        try:
+            return build(type_byte, data, delta)
+        except Exception:  # of many sorts
+            return mido.UnknownMetaMessage(type_byte, data, time=delta)
+
+    midifiles.build_meta_message = keep
+    try:
+        yield
+    finally:
+        midifiles.build_meta_message = build
 
 
 def _from_csv(mido: Any, data: bytes) -> Any:
@@ -145,7 +167,7 @@ def make_track(mido: Any, song: Record) -> Any:
     """A `mido.MidiTrack` that plays a record of items. Each instrument has its own channel as long as there are free
     ones."""
     notes, tempi = decode_items(song.object)
-    events: list[tuple[int, int, Any]] = [  # (time, order within a time, message): tempi, note-offs, programs, note-ons
+    events: list[tuple[int, int, Any]] = [  # (time, order within a time, message): tempi, offs, notes and programs
         (time, 0, mido.MetaMessage("set_tempo", tempo=round(6e7 / bpm))) for time, bpm in tempi]
     channels: dict[int, int] = {128: DRUMS}
     playing = [0] * 16
@@ -155,7 +177,7 @@ def make_track(mido: Any, song: Record) -> Any:
         if note.program < 128 and playing[channel] != note.program:
             playing[channel] = note.program
             events.append((note.start, 2, mido.Message("program_change", channel=channel, program=note.program)))
-        events.append((note.start, 3, mido.Message("note_on", channel=channel, note=note.pitch,
+        events.append((note.start, 2, mido.Message("note_on", channel=channel, note=note.pitch,
                                                    velocity=4 * note.loud + 2)))
         events.append((note.start + note.length, 1, mido.Message("note_off", channel=channel, note=note.pitch)))
     track, now = mido.MidiTrack(), 0

@@ -20,7 +20,7 @@ from segue.kinds.frame import Frame, Look, describe_roles
 from segue.kinds.moments import CALLED
 from segue.kinds.numbers import is_number, numbers_in
 from segue.kinds.roles import ENDINGS, WHO, column_called, find_time_column, measured, plain
-from segue.kinds.times import EPOCH, Clock, lasting, of_calendar, seconds_of, span, steady, timelike
+from segue.kinds.times import EPOCH, YEAR, Clock, lasting, of_calendar, scaled, seconds_of, span, steady, timelike
 
 MANY = 1000  # rows by which a column is judged
 SHOWN = 20  # columns that are told
@@ -190,9 +190,12 @@ def _find_columns(frame: Frame, chosen: list[str], column: str | None, who: str 
     column_list = ", ".join(frame.columns)
     chosen = _requested_columns(frame, chosen, who, when)
     when_requested, who_requested = when is not None, who is not None
-    if when is None and frame.headed:
+    if when is None and (frame.headed or len(frame.columns) > 1):
         when = find_time_column(frame, [name for name in frame.columns if name not in (*chosen, who)])
     names = list(frame.columns)
+    if when is None and not frame.headed and len(names) > 1 and who is None and names[0] not in chosen and \
+            (first := numbers_of(frame, names[0])) is not None and says_when(first):
+        when = names[0]
     numbers = {name: values for name in (chosen or [name for name in names if name != who])
                if (values := numbers_of(frame, name)) is not None}
     if missing := [name for name in chosen if name not in numbers]:
@@ -358,18 +361,34 @@ def _constant(values: np.ndarray) -> bool:
     return is_constant and float(finite[0]).is_integer()
 
 
+def says_when(values: np.ndarray) -> bool:
+    """Whether the first numbers (N,) of rows without a header say when: they rise from row to row, as moments of the
+    calendar or at a pace other than that of counting."""
+    gaps = np.diff(values)
+    return len(gaps) > 6 and bool((gaps > 0).all()) and (timelike(values.tolist()) or (
+        bool((gaps != 1).any()) and bool(np.isfinite(steady(values)))))
+
+
 def repeats_time(name: str, values: np.ndarray, times: np.ndarray) -> bool:
-    """Whether a column says the year, month, day or hour of the times (N,) that another column says."""
-    part = next((part for part, aliases in CALLED.items() if plain(name) in aliases), None)
-    if part not in CALENDAR or not of_calendar(times):
-        return False
+    """Whether a column says the year, month, day or hour of the times (N,) that another column says, or these again: as
+    years with fractions, or so much later or earlier in each row."""
     finite = np.isfinite(times) & np.isfinite(values)
+    if not finite.any() or not of_calendar(times):
+        return False
+    years, others = values[finite] - times[finite] / YEAR - 1970, scaled(values[finite])
+    if np.abs(years).max() < 0.1 and (values[finite] % 1 > 0).any():
+        return True
+    if len(others) > 2 and of_calendar(others) and np.ptp(others - times[finite]) < 0.01:
+        return True
+    part = next((part for part, aliases in CALLED.items() if plain(name) in aliases), None)
+    if part not in CALENDAR:
+        return False
     moments = np.round(times[finite]).astype("M8[s]")
     unit, larger = CALENDAR[part]
     truncated = moments.astype(f"M8[{unit}]")
     number = truncated.astype(int) + 1970 if part == "year" else \
         (truncated - moments.astype(f"M8[{larger}]")).astype(int)
-    return bool(np.isin(values[finite] - number, (0, 1)).mean() > 0.95) if finite.any() else False
+    return bool(np.isin(values[finite] - number, (0, 1)).mean() > 0.95)
 
 
 def _marks_anomalies(name: str, values: np.ndarray) -> bool:

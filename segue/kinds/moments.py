@@ -8,19 +8,21 @@ from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
+
 from segue.kinds.base import words
-from segue.kinds.times import DATE
+from segue.kinds.times import DATE, steady
 
 # What columns of each part are called, compared in lower case and without signs; and the numbers that it may be.
 CALLED = {part: words(called) for part, called in (
-    ("year", "year yr yyyy jahr annee anno ano"), ("month", "month mon mo mnth mm monat mois mes mese"),
+    ("year", "year yr yyyy yy jahr annee anno ano"), ("month", "month mon mo mnth mm monat mois mes mese"),
     ("day", "day dy dd dom mday dayofmonth dateofmonth tag jour dia date"), ("hour", "hour hours hr hh stunde heure"),
     ("minute", "minute minutes min mi"), ("second", "second seconds sec ss"))}
 WITHIN = {"year": (1000, 2999), "month": (1, 12), "day": (1, 31), "hour": (0, 23), "minute": (0, 59), "second": (0, 59)}
 MONTHS = words("jan feb mar apr may jun jul aug sep oct nov dec")
 CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?|([01]\d|2[0-3])\.[0-5]\d\.[0-5]\d")  # alone
 UNSAID = 1972  # in place of a year that nothing says: a leap year, and too long ago to be shown as a date
-DAY = re.compile(r"\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])")  # 081109, of this century
+DAY = re.compile(r"(19|20)?\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])")  # 20081109, or 081109 of this century
 MONTH_DAY = re.compile(r"(0[1-9]|1[0-2])[-/]([0-2]\d|3[01])")  # 03-17, as phones write their logs
 ISO = re.compile(r"\d{4}-\d\d-\d\d")
 OFFSET = words("timeframe milliseconds millis ms")  # columns of milliseconds since a day's visit began
@@ -38,6 +40,8 @@ def moment_columns(names: Iterable[str], cells: Cells) -> dict[str, str]:
         return next((name for name, values in values_of.items() if values and (not aliases or _plain(name) in aliases)
                      and all(map(test, values))), None)
 
+    if all(map(str.isdigit, values_of)) and (counted := _counted(values_of)):
+        return counted
     parts = {part: name for part, called in CALLED.items() if (name := first(partial(_says, part), *called))}
     if "month" not in parts and (month := first(_names_month, "date")) is not None:
         parts["month"] = month
@@ -59,6 +63,26 @@ def moment_columns(names: Iterable[str], cells: Cells) -> dict[str, str]:
     return days if "day" not in parts else {**days, clock: "clock"} if clock else {**days, **hours}
 
 
+def _counted(values_of: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The first columns of a table without a header, and what they say, where they count months, days or hours at one
+    pace: year and month, with day and hour where only these tell rows apart."""
+    for width in (2, 3, 4):
+        parts = dict(zip(values_of, [*CALLED][:width]))
+        columns = [values_of[name] for name in parts]
+        if len(columns) < width or not all(_says(part, cell) for part, cells in zip(parts.values(), columns)
+                                           for cell in cells):
+            return {}
+        try:
+            moments = [datetime.fromisoformat(str(text)) for text in moment_texts(parts, columns)]
+        except ValueError:
+            return {}
+        seconds = np.array([(moment - moments[0]).total_seconds() for moment in moments])
+        if len(moments) > 8 and moments[0].year >= 1500 and (np.diff(seconds) > 0).all() and \
+                np.isfinite(steady(seconds)):
+            return parts
+    return {}
+
+
 def moment_texts(parts: Mapping[str, str], columns: Iterable[Sequence[Any]]) -> list[str | None]:
     """The moments that the columns of `moment_columns` give, as text, a row each; None where a cell is missing."""
     return [None if None in row or "" in row else _text(dict(zip(parts.values(), (str(cell).strip() for cell in row))))
@@ -71,7 +95,7 @@ def _text(cells: Mapping[str, str]) -> str | None:
         return None
     date = cells.get("date") or f"{numbers.get('year', UNSAID)}-{numbers['month']:02d}-{numbers.get('day', 1):02d}"
     if DAY.fullmatch(date):
-        date = f"20{date[:2]}-{date[2:4]}-{date[4:]}"
+        date = f"{'20' * (len(date) < 8)}{date[:-4]}-{date[-4:-2]}-{date[-2:]}"
     if MONTH_DAY.fullmatch(date):
         date = f"{UNSAID}-{date[:2]}-{date[3:]}"
     if "offset" in cells:

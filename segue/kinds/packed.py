@@ -69,8 +69,8 @@ NO_TEXT = {
         "a track of a genome: write its values as CSV or .npy",
     r"(browser .*\n|track .*\n|#.*\n)*chr\w+\t\d+\t\d+(\t.*)?\n(chr\w+\t\d+\t\d+(\t.*)?\n)*(chr|\Z)":
         "places in a genome (BED): cut their sequences out with bedtools getfasta",
-    r"(<\?xml[^>]*>\s*)?(<!DOCTYPE[^>]*>\s*)?<(GBSet|INSDSet|TSeqSet|Bioseq-set)":
-        "XML of NCBI: download it as FASTA or GenBank",
+    r"(<\?xml[^>]*>\s*)?(<!DOCTYPE[^>]*>\s*)?<(GBSet|INSDSet|TSeqSet|Bioseq-set|UniRef\d*\b|uniparc\b)":
+        "XML of sequences in a form that is not read here: download it as FASTA or GenBank",
     r"(<\?xml[^>]*>\s*)?(<!DOCTYPE[^>]*>\s*)?<(museScore|mei\b|score-timewise)": SCORE,
     r"(<\?xml[^>]*>\s*)?<(cml|CDXML|molecule)\b|(REMARK.*\n)*ROOT\n":
         "a molecule in a form that is not read here: save it as SDF or SMILES, say with Open Babel",

@@ -52,6 +52,7 @@ def read_pictures(path: Path, data: bytes, problems: Problems | None) -> Iterato
         yield from _read_table(path, problems)
         return
     arrays, labels = _read_arrays(path, data, problems)
+    arrays = _stretch(arrays).astype(np.uint8, copy=False)
     labels = labels or classes_beside(path, len(arrays))
     images = require("PIL.Image", "picture")
     for number, frames in enumerate(arrays, 1):
@@ -85,7 +86,7 @@ def picture_columns(table: Look) -> list[str]:
         if packed or (0 < len(lists) == len(cells) and all(square_size(len(cell)) and are_brightness(cell)
                                                            for cell in lists)):
             return [name]
-    if len(table.names) <= 64 or table.form != "delimited":
+    if len(table.names) <= 64 or table.form != "delimited" or (not table.headed and len(table.rows) < 2):
         return []
     names = [name for name in table.names if re.fullmatch(r"\D*\d+(x\d+)?", name)] if table.headed else table.names
     if not table.headed and (marks := one_hot_columns(table)):
@@ -183,7 +184,7 @@ def _stretch(grid: np.ndarray) -> np.ndarray:
     """Brightness stretched to 255 where pictures use only a few levels: black and white, or the 16 of scanned
     digits."""
     peak = int(grid[grid < 256].max(initial=0))
-    return np.where(grid < 256, grid * 255 // peak, grid) if 0 < peak <= 64 else grid
+    return np.where(grid < 256, grid.astype(np.int64) * 255 // peak, grid) if 0 < peak <= 64 else grid
 
 
 def is_image(head: bytes) -> bool:

@@ -38,23 +38,24 @@ WHO = plain_words(
     "who caseconceptname case user userpseudo session customer visitor patient sender subject client account "
     "member player reviewer author actor login listener reader student learner driver employee buyer entity trace "
     "episode trajectory device bike taxi vehicle sequenceid playlist host person owner order invoice basket cart "
-    "transaction trip container cip u kunde kunden benutzer nutzer fall vorgang vorgangs auftrag auftrags antrag "
-    "antrags bestellung sitzung aanvraag dossiers utilisateur usager dossier usuario cliente caso utente "
-    "gebruiker klant zaak пользователь клиент 用户 客户 会员 ユーザー 顧客 会員 사용자 고객")
+    "transaction trip container cip srcip sourceip sourceipaddress clientip remoteaddr u kunde kunden benutzer nutzer "
+    "fall vorgang vorgangs auftrag auftrags antrag antrags bestellung sitzung aanvraag dossiers utilisateur usager "
+    "dossier usuario cliente caso utente gebruiker klant zaak "
+    "пользователь клиент 用户 客户 会员 ユーザー 顧客 会員 사용자 고객")
 WHAT = plain_words(
     "what item activity conceptname eventconceptname event action movie product asin sku stock song track artist "
     "book article page url command symbol task operation diagnosis icd icd9 icd10 procedure drug medication mark "
     "eventtype request moves isbn station startstation pulocation video film news app game recipe business venue "
-    "poi csuristem stopid stopname evt aid artikel produkt aktivität ereignis aktion produit activité évènement "
-    "producto artículo actividad acción prodotto articolo attività produto activiteit товар событие действие 商品 "
-    "物品 活动 行为 行動 상품 활동")
+    "poi csuristem stopid stopname evt aid contentid questionid artikel produkt aktivität ereignis aktion produit "
+    "activité évènement producto artículo actividad acción prodotto articolo attività produto activiteit "
+    "товар событие действие 商品 物品 活动 行为 行動 상품 활동")
 WEAKLY = plain_words(
     "type state status step key label token code note items events marks types typeevent activities actions songs "
     "tracks problem skill exercise concept target course lesson k i")
 WHEN = plain_words(
     "when time timestamp datetime date ts unixtimestamp unixreviewtime completetimestamp timetimestamp "
     "starttimestamp starttime eventtime createdat created times timestamps timesincestart day t year")
-HOW = plain_words("level loglevel severity priority")  # of a log: says neither who nor what
+HOW = plain_words("level loglevel severity priority useranswer answer")  # says neither who nor what
 ENDINGS = ("", *words("id name number no idx index code key num uri en nummer nr nbr numero"))
 IDS = re.compile(r"(?i:(^|[ _.-])(id|no|number|nr|nbr|num|key))$|[a-z](Id|ID|No|Number|Nr|Key)$|[a-z]nummer$")
 MOMENTS = ("timestamp", "datetime", "date", "time", "at", "ts", "datum", "zeit")  # what other names end on
@@ -261,11 +262,13 @@ def _of_lists(frame: Frame, who: str | None, what: str | None, when: str | None,
 
 def _remaining_roles(frame: Frame, who: str | None, what: str | None,
                      when: str | None) -> tuple[str | None, str | None]:
-    """Who and what, where one of them is missing: the only column that is left; THIS or THAT
-    where only the times are left."""
+    """Who and what, where one of them is missing: the only column that is left; THIS or THAT where only the times are
+    left; THIS and the only column beside the times where both are missing."""
     free = _free(frame, who, what, when)
     if (who is None) == (what is None):
-        return (THIS, THAT) if who is None and not free and when is not None else (who, what)
+        if who is None and when is not None and len(free) < 2:
+            return THIS, free[0] if free else THAT
+        return who, what
     last = free[0] if len(free) == 1 and _repeats(frame.columns[free[0]]) else None
     if what is None:
         return who, last
@@ -322,7 +325,7 @@ def find_time_column(frame: Frame, names: list[str]) -> str | None:
 
 def with_joined_times(table: Look) -> Look:
     """The beginning of a table, with the times that several columns say joined (see `find_time_column`)."""
-    parts = _parts(table.names, table.column) if table.headed else {}
+    parts = _parts(table.names, table.column)
     if not parts:
         return table
     places = [table.names.index(name) for name in parts]

@@ -20,9 +20,9 @@ from segue.files import atomic_write
 from segue.kinds.base import Dataset, Kind, Problems, Record, looks_binary, of_class, words
 from segue.kinds.codecs import MISSING, CellCodec, Codec, decimal
 from segue.kinds.columns import class_column, class_of, has_class, look, says_few
-from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, Frame, Look, glance, is_parquet, load_table
+from segue.kinds.frame import DELIMITED, JSON, PARQUET, Frame, Look, glance, is_parquet, is_tabular, load_table
 from segue.kinds.frame import number as is_number
-from segue.kinds.moment_rows import counts_rows, numbers_of
+from segue.kinds.moment_rows import counts_rows, numbers_of, says_when
 from segue.kinds.numbers import likeness, number_in
 from segue.kinds.roles import (
     WHAT,
@@ -31,9 +31,11 @@ from segue.kinds.roles import (
     are_wordy,
     column_called,
     has_merged_cells,
+    is_growing,
     measured,
     numbered,
     time_column,
+    with_joined_times,
 )
 from segue.kinds.series import says_class
 from segue.kinds.table import in_blocks
@@ -61,8 +63,7 @@ class Rows(Kind):
     decoder = "sample"
 
     def sniff(self, path: Path, head: bytes) -> float:
-        if (path.suffix.lower() not in TABULAR and not is_parquet(head)) or (looks_binary(head)
-                                                                             and not is_parquet(head)):
+        if not is_parquet(head) and (not is_tabular(path) or looks_binary(head)):
             return 0.0
         table = glance(path, head)
         has_table_suffix = path.suffix.lower() in DELIMITED | JSON | PARQUET
@@ -111,6 +112,15 @@ class Rows(Kind):
                     continue
                 name = of_class(name, labels[i])
             yield Record([f"{column}={cell}" for column, cell in zip(order, row)], name=name)
+
+    def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
+                 **options: Any) -> Iterator[Record]:
+        """As `Kind.read_all`, but of all files the columns of the first are read."""
+        for path in paths:
+            for record in super().read_all([path], problems, named, **options):
+                if not options.get("columns"):
+                    options["columns"] = [item.partition("=")[0] for item in record.object]
+                yield record
 
     def codec(self, data: Dataset, *, levels: int = 32) -> Codec:
         """Of each column that holds more than ten different numbers `levels` of them, its quantiles (all, where there
@@ -180,18 +190,26 @@ def stand_alone(table: Look) -> bool:
         return False
     numbers = [name for name, cells in columns.items() if _holds_numbers(cells)]
     texts = [name for name in columns if name not in numbers]
-    prose = [name for name in texts if are_wordy(columns[name]) or
-             len(set(map(str, columns[name]))) > len(table.rows) / 2]
-    if table.form == "delimited" and table.delimiter == " " and len(texts) >= len(numbers):
+    times = [name for name in columns if timelike(columns[name])]
+    prose = [name for name in texts if name not in times and (
+        are_wordy(columns[name]) or len(set(map(str, columns[name]))) > len(table.rows) / 2)]
+    if table.form == "delimited" and table.delimiter == " " and len(texts) >= len(numbers) and any(
+            3 * len(set(columns[name])) > len(columns[name]) for name in texts):
         return False  # words of sentences
     if len(columns) < (2 if len(numbers) > 1 and any(measured(columns[name]) for name in numbers) else FEWEST) or \
-            addresses(table) or len(prose) > min(2, len(numbers) / 3) or (prose and prose == text_columns(table) and
-                                                                        len(numbers) < 3):
+            addresses(table) or len(prose) > min(2, len(numbers) / 3) or (
+                prose and prose == text_columns(table) and (len(numbers) < 3 or _are_long(columns[prose[0]]))):
         return False
     names = table.names if table.headed else []
     when = time_column(names, lambda name: columns.get(name, []))
-    if any(timelike(columns[name]) for name in columns) or (
-            when is not None and _rises(list(map(number_in, columns[when])))):
+    ranks = [np.unique(list(map(str, columns[name])), return_inverse=True)[1].tolist() for name in times]
+    places = _has_places(columns) and not any(map(_rises, ranks))
+    if not places and (times or (when is not None and _rises(list(map(number_in, columns[when]))))):
+        return False
+    joined = with_joined_times(table)
+    if joined is not table and is_growing(joined.column(joined.names[-1])):
+        return False
+    if not table.headed and table.names[0] in numbers and says_when(number_grid(table, table.names[:1])[:, 0]):
         return False
     if table.headed and column_called(names, WHO) and (column_called(names, WHAT) or sum(map(numbered, names)) > 1):
         return False
@@ -200,7 +218,7 @@ def stand_alone(table: Look) -> bool:
         return False  # who did what
     if wide(table, [name for name in names if says_class(name)]):
         return False
-    if _has_places(columns):
+    if places:
         return True
     if (not table.headed and len(numbers) >= 16 and not texts and _is_smooth_along_rows(table, numbers)):
         return False
@@ -234,13 +252,18 @@ def is_identifier(name: str, cells: Sequence[Any]) -> bool:
     return has_id_name and len(set(map(str, cells))) == len(cells) and not measured(cells)
 
 
+def _are_long(cells: Sequence[Any]) -> bool:
+    """Sentences, of more than ten words on average, and no names of what the rows are."""
+    return sum(len(str(cell).split()) for cell in cells) > 10 * len(cells)
+
+
 def _holds_numbers(cells: Sequence[Any]) -> bool:
     filled = [cell for cell in cells if str(cell).strip() not in NONE]
     return bool(filled) and all(np.isfinite(number_in(cell)) for cell in filled)
 
 
 def _has_places(columns: Mapping[str, Sequence[Any]]) -> bool:
-    """Whether there are columns of latitudes and longitudes: without times these are places, not a way."""
+    """Whether there are columns of latitudes and longitudes: without times in order these are places, not a way."""
     by_name = {name.strip().lower(): cells for name, cells in columns.items()}
     return any(set(pair) <= by_name.keys() and all(_holds_numbers(by_name[name]) for name in pair) for pair in PLACES)
 
@@ -323,14 +346,15 @@ def _groups(table: Look) -> list[np.ndarray]:
 
 def likely_class(table: Look) -> str | None:
     """The column that says the class: one called so, else the last or the first that says few things over and over, in
-    words where columns have names."""
+    words, or noughts and ones, where columns have names."""
     if named := class_column(Path(), table, ""):
         return named
     candidates = [table.names[-1], table.names[0]] if table.names else []
     for name in candidates:
         cells = table.column(name)
         constant = len(set(map(str, cells))) == 1 and len(cells) >= 8
-        if cells and not (table.headed and _holds_numbers(cells)) and (says_few(cells) or constant):
+        numbers = table.headed and _holds_numbers(cells) and {*map(number_in, cells)} != {0, 1}
+        if cells and not numbers and (says_few(cells) or constant):
             return name
     return None
 

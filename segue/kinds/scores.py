@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,10 @@ def read_musicxml(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, 
 
     try:
         score = ElementTree.fromstring(data)
-        programs = {part.get("id"): int(part.findtext(".//midi-program") or 1) - 1 for part in score.iter("score-part")}
+        programs = {part.get("id"): min(max(int(part.findtext(".//midi-program") or 1), 1), 128) - 1
+                    for part in score.iter("score-part")}
+        struck = {instrument.get("id"): int(key) - 1 for instrument in score.iter("midi-instrument")
+                  if (key := instrument.findtext("midi-unpitched"))}
         drums = {part.get("id") for part in score.iter("score-part") if part.findtext(".//midi-channel") == "10"}
         notes, tempi = list[Note](), list[tuple[int, int]]()
         for part in score.iter("part"):
@@ -46,7 +49,7 @@ def read_musicxml(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, 
                     continue
                 onset = onset if element.find("chord") is not None else now
                 now = max(now, onset + length) if element.find("chord") is not None else onset + length
-                if (pitch := _sounding_pitch(element, shift)) is None:
+                if (pitch := _sounding_pitch(element, shift, struck)) is None:
                     continue
                 steps = nearest(LENGTHS, max(length, 1))
                 ties = {tie.get("type") for tie in element.iter("tie")}
@@ -64,9 +67,12 @@ def read_musicxml(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, 
     return notes, tempi
 
 
-def _sounding_pitch(note: Any, shift: int) -> int | None:
-    """The pitch of a note of MusicXML, transposed by `shift` semitones; of percussion, its place on the staff; None for
-    a rest."""
+def _sounding_pitch(note: Any, shift: int, struck: Mapping[str | None, int]) -> int | None:
+    """The pitch of a note of MusicXML, transposed by `shift` semitones; of percussion, the key of its instrument in
+    `struck`, or its place on the staff; None for a rest."""
+    instrument = note.find("instrument")
+    if note.find("unpitched") is not None and instrument is not None and instrument.get("id") in struck:
+        return min(max(struck[instrument.get("id")], 0), 127)
     for tag, step in (("pitch", "step"), ("unpitched", "display-step")):
         if (place := note.find(tag)) is not None and place.findtext(step):
             octave = int(place.findtext(step.replace("step", "octave")) or 4)
@@ -111,8 +117,9 @@ def read_kern(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, int]
                 value = re.search(r"(\d+)(?:%(\d+))?(\.*)", token)
                 if "q" in token or value is None:
                     continue
-                whole_note = 8.0 * GRID if set(value[1]) == {"0"} else 4.0 * GRID * int(value[2] or 1) / int(value[1])
-                length = whole_note * (2 - 0.5 ** len(value[3]))
+                plain = 4.0 * GRID * int(value[2] or 1) / int(value[1]) if value[1].strip("0") else \
+                    4.0 * GRID * 2 ** len(value[1])  # 0 is a breve, 00 a longa
+                length = plain * (2 - 0.5 ** len(value[3]))
                 longest = longest or length
                 if (pitch := _kern_pitch(token)) is None:
                     continue

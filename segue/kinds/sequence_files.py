@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from itertools import permutations
+from itertools import chain, permutations
 from operator import eq
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +19,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.kinds.base import HEAD, MARK, Problems, bad, head_of, of_class
+from segue.kinds.codecs import NUCLEOTIDES
 from segue.kinds.headers import HeaderClass
 
 BLOCK = 1 << 22
@@ -26,25 +27,28 @@ MOST_FILES = 64  # that are compared with each other
 PHRED = bytes(range(33, 127))
 BLANKS = b" \t\r\n\v\f"
 FORMATS = {  # what files of databases and aligners begin with, and the name of their format in Biopython
-    r"LOCUS +\S+ .*\d+ (bp|aa)\b": "genbank",
-    r"ID   \S+\s+(Reviewed|Unreviewed|STANDARD|PRELIMINARY);.* \d+ AA\.": "swiss",
+    r"(G\w+\.SEQ .*\n(.*\n){0,12}?)?LOCUS +\S+ .*\d+ (bp|aa)\b": "genbank",
+    r"ID   \S+\s+(Reviewed|Unreviewed|STANDARD|PRELIMINARY|IPI);.* \d+ AA\.": "swiss",
     r"ID   .* \d+ (BP|AA)\.": "embl",
     r"# STOCKHOLM": "stockholm",
-    r"(CLUSTAL|MUSCLE|PROBCONS|MSAPROBS|Kalign)\b.*alignment|CLUSTAL( [WXO])?\s*\n": "clustal",
+    r"(CLUSTAL|MUSCLE|PROBCONS|MSAPROBS|Kalign)\b.*alignment|CLUSTAL( ?[WXO]| FORMAT\b.*)?\s*\n": "clustal",
     r">(P1|F1|D[LC]|R[LC]|N[13]|XX);": "pir",
     r"(?i)#NEXUS\b": "nexus",
     r"(HEADER    .{40}\d\d-[A-Z]{3}-\d\d|(ATOM|HETATM) +\d+ |CRYST1 |MODEL +\d+ *\n|REMARK +\d+ |TITLE {5}|"
+    r"(EXPDTA|COMPND) {4}\S|(SEQRES|HELIX) +\d+ +\w+ |"
     r"(REMARK.*\n)+(ATOM|HETATM) +\d+ )": "pdb",
     r"(#.*\n)*data_\S+\s(.|\n)*?_(entry\.id|atom_site\.(group_PDB|id))\s": "cif",
     r"[ \t]*\d+[ \t].*\n[ \t]*1[ \t]+[A-Za-z][ \t]+0[ \t]+2[ \t]+\d+[ \t]+1\b": "ct",
     r"(#.*\n)*1[ \t]+[A-Za-z][ \t]+\d+[ \t]*\r?\n2[ \t]+[A-Za-z][ \t]+\d+[ \t]*\r?\n": "bpseq",
-    r"(!!(NA|AA)_MULTIPLE_ALIGNMENT|PileUp\b)": "msf",
+    r"(.*\n){0,20}?.*\bMSF: *\d+ +Type: [NP]\b": "msf",
+    r"(.*\n){0,20}?.*\bLength: *\d+ .*\bCheck: *\d+ +\.\.[ \t]*\r?\n": "gcg",
     r"##maf version=": "maf",
     r"(<\?xml[^>]*>\s*)?<uniprot\b": "uniprot-xml",
     r"@(HD|SQ|RG|PG)\t[A-Z]{2}:": "sam",
     r"[^\s@][^\t\n]*\t\d+\t\S+\t\d+\t\d+\t(\*|(\d+[MIDNSHPX=])+)\t\S+\t\d+\t-?\d+\t([A-Za-z=.]+|\*)(\t|$)": "sam",
 }
 SIZES = re.compile(r"\s*(\d+)[ \t]+(\d+)[ \t]*[A-Za-z]?[ \t]*")  # the first line of PHYLIP: sequences, letters of each
+BLOCKS = re.compile(rb"[ \t]*(\d+[ \t]+)?([A-Za-z*.-]{10}[ \t]+)*[A-Za-z*.-]{1,10}[ \t]*\d*[ \t]*")  # of ten letters
 PAIRED = re.compile(rb"[().,\[\]{}<>|:~_-]*[()][().,\[\]{}<>|:~_A-Za-z-]*([ \t]+\([ \d.-]+\))?\s*")  # who pairs
 REVERSED = bytes.maketrans(b"ACGTUacgtu", b"TGCAAtgcaa")
 Found = tuple[str, bytes, np.ndarray | None]  # name, letters as they stand in the file, qualities
@@ -52,7 +56,7 @@ Found = tuple[str, bytes, np.ndarray | None]  # name, letters as they stand in t
 
 def format_of(head: bytes) -> str | None:
     """The name of a file's format in `FORMATS`, or "phylip", by its first lines; None of others, FASTA among them."""
-    text = head.lstrip()[:4096].decode("utf-8", "replace")
+    text = head.removeprefix(MARK).lstrip()[:4096].decode("utf-8", "replace")
     form = next((form for pattern, form in FORMATS.items() if re.match(pattern, text)), None)
     return form if form is not None or not SIZES.match(text) else _phylip_format(text)
 
@@ -75,6 +79,15 @@ def _phylip_format(text: str) -> str | None:
     return None
 
 
+def looks_like_bases(sample: bytes) -> bool:
+    """Whether letters of sequences are rather bases than residues: nine tenths of them are, gaps apart, or two thirds
+    where all others are ambiguous codes, as in primers."""
+    letters = sample.translate(None, b"-.")
+    others = letters.translate(None, b"ACGTUN")
+    ambiguous = not others.translate(None, NUCLEOTIDES.encode())
+    return len(others) <= len(letters) // (3 if ambiguous else 10)
+
+
 def sample_letters(text: bytes, form: str) -> bytes:
     """Some letters of the sequences in a file of this format, to distinguish DNA from protein."""
     lines = text.decode("utf-8", "replace").splitlines()
@@ -85,7 +98,8 @@ def sample_letters(text: bytes, form: str) -> bytes:
     if form == "sam":
         return "".join(cells[9] for line in lines if len(cells := line.split("\t")) > 10 and line[0] != "@").encode()
     if form in ("genbank", "embl", "swiss"):
-        return b"PROTEIN" if re.search(r" (aa|AA)\b", lines[0]) else b"ACGT"
+        first = next(line for line in lines if line[:5] in ("LOCUS", "ID   "))
+        return b"PROTEIN" if re.search(r" (aa|AA)\b", first) else b"ACGT"
     if form == "nexus":
         if kind := re.search(rb"(?i)\bdatatype\s*=\s*(dna|rna|nucleotide|protein)", text):
             return b"PROTEIN" if kind[1].lower() == b"protein" else b"ACGT"
@@ -93,10 +107,12 @@ def sample_letters(text: bytes, form: str) -> bytes:
     if form == "maf":
         words = [line.split()[-1] for line in lines if line.startswith("s ")]
     elif form == "phylip":
-        words = [re.sub(r"^\S.{9}", "", line) for line in lines[1:]]
+        words = [re.sub(r"^\S.{9}", "", line) for line in lines[1:] if len(line) > 10]
     elif form == "msf":
         words = [word for line in text.decode("utf-8", "replace").partition("//")[2].splitlines()
                  for word in line.split()[1:]]
+    elif form == "gcg":
+        words = [re.sub(r"\d", "", text.decode("utf-8", "replace").partition("..")[2])]
     elif form == "pir":
         words = [line for i, line in enumerate(lines) if line[:1] != ">" and lines[i - 1][:1] != ">"]
     else:
@@ -145,6 +161,8 @@ def _read_phylip(path: Path, handle: BinaryIO, problems: Problems | None) -> Ite
 
 def _interleaved(lines: list[str], count: int, length: int, ten: bool) -> tuple[list[tuple[str, str]], int] | None:
     """The rows of an interleaved alignment, and the number of its lines; None if the lines do not fit."""
+    if len({line[:1].isspace() for line in lines[:count]}) > 1:
+        return None  # a row that goes on
     names, letters = zip(*(_split_row(line, ten) for line in lines[:count]))
     rows, used = list(letters), count
     while max(map(len, rows)) < length and used + count <= len(lines):
@@ -206,9 +224,59 @@ def _read_clustal(path: Path, handle: BinaryIO, problems: Problems | None) -> It
     yield from ((name, letters, None) for name, letters in rows.items())
 
 
+def _read_msf(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """MSF of GCG: names before a line //, then an interleaved alignment, a name and letters in blocks each row."""
+    head, _, body = handle.read().decode("utf-8", "replace").partition("\n//")
+    lengths = {name: int(length) for name, length in re.findall(r"(?m)^\s*Name:\s*(\S+).*Len:\s*(\d+)", head)}
+    rows = dict.fromkeys(lengths, "")
+    for line in body.splitlines():
+        if (cells := line.split()) and cells[0] in rows:
+            rows[cells[0]] += "".join(cells[1:])
+    for name, letters in rows.items():
+        if letters and len(letters) == lengths[name]:
+            yield name, letters.replace("~", "-").encode("utf-8", "replace"), None
+        else:
+            bad(problems, path, name, None, f"{len(letters)} letters where {lengths[name]} are said; is the file cut "
+                "short?")
+
+
+def _read_gcg(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """GCG: one sequence in numbered blocks, behind a line with its name, its length and two dots."""
+    head, body = re.split(r"(?m)\.\.[ \t]*\r?$", handle.read().decode("utf-8", "replace"), maxsplit=1)
+    name = head.splitlines()[-1].partition("Length:")[0].split()
+    letters = "".join(re.sub(r"\d", "", body).split())
+    if not letters:
+        raise SegueError(f"{path}: no letters behind the two dots; is the file cut short?")
+    yield name[0] if name else path.stem, letters.encode("utf-8", "replace"), None
+
+
+def _read_flat(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """The text of UniProt and of EMBL: entries that end with a line //, of which the accession and the sequence are
+    read."""
+    entry, names, parts = b"", dict[bytes, bytes](), list[bytes]()
+    for line in chain(handle, [b""]):
+        if line[:5] == b"     ":
+            parts.append(line)
+        elif line[:2] == b"ID":
+            entry = line
+        elif line[:2] in (b"AC", b"SV"):
+            names.setdefault(line[:2], line[5:].split(b";")[0].strip())
+        elif entry and line[:2] in (b"//", b""):
+            version = re.match(rb"ID   (\S+); SV (\d+);", entry)
+            said = [b".".join(version.groups()) if version else b"", names.get(b"SV", b""), names.get(b"AC", b"")]
+            name = next((each for each in said if each.strip(b".")), entry.split()[1]).decode("utf-8", "replace")
+            if not line:
+                bad(problems, path, name, None, "the entry does not end with //; is the file cut short?")
+            elif parts:
+                yield name, b"".join(parts).translate(None, BLANKS + b"0123456789"), None
+            else:
+                bad(problems, path, name, None, "it holds no sequence (only its length); download it in full")
+            entry, names, parts = b"", {}, []
+
+
 def read_lines(handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
     """Nothing but letters: a sequence in each line, or one sequence over lines of equal length and a shorter last."""
-    text = without_annotation(without_comments(handle.read()))
+    text = letters_alone(handle.read())
     lines = [(str(number), line) for number, each in enumerate(text.splitlines(), 1) if (line := each.strip())]
     lengths = {len(line) for _, line in lines[:-1]}
     wrapped = len(lengths) == 1 and len(lines[-1][1]) < max(lengths)
@@ -239,6 +307,16 @@ def without_annotation(text: bytes) -> bytes:
     for i, line in enumerate(lines[1:], 1):
         if PAIRED.fullmatch(line) and len(line.split()[0]) == len(lines[i - 1].strip()):
             return b"".join(lines[:i])
+    return text
+
+
+def letters_alone(text: bytes) -> bytes:
+    """A text without comments at its beginning and annotation below letters; one whose letters stand in blocks of ten,
+    perhaps with their numbers beside them, becomes a line."""
+    text = without_annotation(without_comments(text))
+    lines = [line for line in text.splitlines() if line.strip()]
+    if lines and len(re.findall(rb"[A-Za-z*.-]+", lines[0])) > 1 and all(map(BLOCKS.fullmatch, lines)):
+        return b"".join(text.split()).translate(None, b"0123456789")
     return text
 
 
@@ -284,6 +362,7 @@ def read_fasta(path: Path, handle: BinaryIO, problems: Problems | None, marks: b
         if marks and (len(lines) < 2 or len(lines[0]) != len(lines[1])):
             bad(problems, path, name, None, "not as many marks below as letters; is the file cut short?")
             continue
+        body = re.sub(rb"(?m)^=.*$", b"", body) if b"=" in body else body  # the end of a block of XMFA
         sequence = lines[0] if marks else body.translate(None, BLANKS)
         if label is not None:
             name = of_class(name, label.read(header.decode("utf-8", "replace").strip()))
@@ -335,7 +414,9 @@ def is_fastq(path: Path) -> bool:
 
 def read_fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
     """FASTQ; letters and qualities may be wrapped over several lines."""
-    number = 0
+    number, zero = 0, _sign_of_zero(handle.peek(HEAD))
+    if problems is not None and zero != PHRED[0]:
+        problems.note = "qualities as Illumina wrote them before version 1.8, where @ is 0"
     while header := handle.readline():
         if not header.strip():
             continue
@@ -364,11 +445,19 @@ def read_fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Itera
             bad(problems, path, name, int(np.flatnonzero((scores < 33) | (scores > 126))[0]) + 1,
                 "the quality is not a sign between ! and ~; mend or remove the record")
             continue
-        yield name, sequence, scores - np.uint8(33)
+        yield name, sequence, np.maximum(scores, zero) - np.uint8(zero)
+
+
+def _sign_of_zero(head: bytes) -> int:
+    """The sign that stands for a quality of 0 in a FASTQ file: @ if in each fourth line at its beginning none is below
+    ; (-5), one is above K (which would be 42) and none above h (40); else !."""
+    signs = b"".join(head.splitlines()[3:-1:4])
+    return ord("@") if signs and ord(";") <= min(signs) and ord("K") < max(signs) <= ord("h") else PHRED[0]
 
 
 READERS: dict[str, Callable[[Path, BinaryIO, Problems | None], Iterator[Found]]] = {
-    "clustal": _read_clustal, "phylip": _read_phylip, "sam": _read_sam, "ct": _read_ct, "bpseq": _read_bpseq,
+    "clustal": _read_clustal, "phylip": _read_phylip, "msf": _read_msf, "gcg": _read_gcg, "swiss": _read_flat,
+    "embl": _read_flat, "sam": _read_sam, "ct": _read_ct, "bpseq": _read_bpseq,
 }  # formats of `FORMATS` that Biopython is not asked for
 
 

@@ -24,13 +24,13 @@ from segue.kinds.columns import look as first_rows
 from segue.kinds.elements import as_columns, as_elements, levels_of
 from segue.kinds.frame import (
     DELIMITED,
-    TABULAR,
     Frame,
     Look,
     array_header,
     glance,
     is_array,
     is_parquet,
+    is_tabular,
     load_table,
 )
 from segue.kinds.moment_rows import (
@@ -42,6 +42,7 @@ from segue.kinds.moment_rows import (
     read_moments,
     run_columns,
     same_moment,
+    says_when,
 )
 from segue.kinds.numbers import are_numbers, is_number, number_in, numbers_in
 from segue.kinds.packed import bare, opened
@@ -110,7 +111,7 @@ class Series(Kind):
                 else 0.0
         if in_blocks(head.decode("utf-8", "ignore")):
             return 0.9
-        if path.suffix.lower() not in TABULAR and not is_parquet(head):
+        if not is_tabular(path) and not is_parquet(head):
             return 0.0
         look = glance(path, head)
         if look is None and one_a_line(head):
@@ -153,7 +154,8 @@ class Series(Kind):
             entities = [tuple(map(row.get, key_columns)) for row in look.as_dicts()]
             nameless = [name for name in nameless if name not in key_columns and not (
                 key_columns and is_determined_by([row.get(name) for row in look.as_dicts()], entities))]
-            return 0.81 if not nameless else 0.57 if unique_times else 0.0
+            many = len([name for name in numbers if measured(columns[name])]) > max(2, len(nameless))
+            return 0.81 if not nameless or many else 0.57 if unique_times else 0.0
         if column_called(names, WHAT) or (column_called(names, WHO) and sum(map(numbered, names)) > 1):
             return 0.0
         if not complete and look.headed and times and same_moment(look, times[0], [*texts, *numbers]):
@@ -174,8 +176,10 @@ class Series(Kind):
             return 0.0
         if look.headed and when is None and any(len(set(columns[name])) > len(look.rows) / 2 > 2 for name in texts):
             return 0.4  # what each row is of
+        timed = bool(times) or (not look.headed and look.names[0] in numbers and
+                                says_when(numbers_in(columns[look.names[0]])))
         mostly_measured = sum(measured(columns[name]) for name in numbers) > max(1, len(texts))
-        return 0.81 if look.headed or len(numbers) >= WHOLE or (texts and mostly_measured) else 0.6
+        return 0.81 if look.headed or timed or len(numbers) >= WHOLE or (texts and mostly_measured) else 0.6
 
     def read(self, path: Path, problems: Problems | None = None, *, columns: Sequence[str] = (),
              column: str | None = None, who: str | None = None, when: str | None = None,

@@ -22,7 +22,6 @@ from segue.kinds.frame import (
     DELIMITED,
     JSON,
     PARQUET,
-    TABULAR,
     Frame,
     Look,
     are_ids,
@@ -31,6 +30,7 @@ from segue.kinds.frame import (
     glance,
     is_array,
     is_parquet,
+    is_tabular,
     listed,
     load_table,
 )
@@ -65,6 +65,7 @@ from segue.kinds.times import seconds_of, span, steady, timelike, written
 
 OCEL = {"ocel:activity", "ocel:timestamp"}  # columns of an object-centric log
 BETWEEN = re.compile(r"\s*[→,]\s*|\s+")  # what may stand between items that somebody types
+LONG_ID = re.compile(r"(?=.*\d)[\w-]{8,}")  # SOAKIMP12A8C13995
 LONGEST = 40  # words of an item
 
 
@@ -89,14 +90,14 @@ class Events(Kind):
             return 0.9 if b"<log" in head else 0.0
         if is_array(head):
             return 0.9
-        if suffix not in TABULAR and not is_parquet(head):
+        if not is_tabular(path) and not is_parquet(head):
             return 0.0
         if suffix not in JSON | PARQUET and b"\0" not in head and are_times_by_line(_whole_lines(head)):
             return 0.87
         table = with_lists(glance(path, head))
         if table is None:
             return 0.9 if suffix in PARQUET or is_parquet(head) else 0.0
-        single, table = set(table.names), with_joined_times(table)
+        single, table = set(table.names), with_joined_times(table) if table.headed else table
         table_suffixes = DELIMITED | JSON | PARQUET
         if suffix not in table_suffixes and table.form == "delimited" and not table.regular:
             return 0.0
@@ -110,13 +111,14 @@ class Events(Kind):
         item = what or weak_what
         if item and any(isinstance(cell, list) for cell in table.column(item)):
             return 0.9 if what or not text_columns(table) else 0.65
-        if who and not item and (candidates := [name for name in names if name != who and numbered(name)
-                                                and not counts_up(table.column(name))
-                                                and not names_the_same(table.column(name), table.column(who))]):
+        if who and not item and not text_columns(table) and (candidates := [
+                name for name in names if name != who and numbered(name) and not counts_up(table.column(name)) and
+                not names_the_same(table.column(name), table.column(who))]):
             what = item = candidates[0] if len(candidates) == 1 else None
         if item and who:
             return 0.9 if what else 0.65
-        if (what and when) or has_merged_cells(table) or (item and len(names) == 1):
+        changes = what is not None and len(set(map(str, table.column(what)))) > 1  # no station, the same in all rows
+        if (changes and when) or has_merged_cells(table) or (item and len(names) == 1):
             return 0.75
         if names and self._guessed(path, table):
             return 0.72
@@ -283,16 +285,19 @@ def in_blocks(table: Look, head: bytes) -> bool:
 
 def _interactions(table: Look) -> bool:
     """A table without a header that may be of events: who and what are ids of which the first come again, and either
-    both are whole numbers, with one column more at most, or there are times beside them; and no texts."""
+    both are whole numbers or long, with one column more at most, or there are times beside them; and no texts. What is
+    measured at dates, or at prices, is none."""
     if len(table.rows) < 3 or not 2 <= len(table.names) <= 12 or text_columns(table):
         return False
     when = time_column_by_place(table.names, table.column)
     first, second = (table.column(name) for name in [name for name in table.names if name != when][:2])
     if when is None and are_numbers_of(first) and are_things(second):
         return True
+    if measured(first) or (timelike(first) and any(measured(table.column(name)) for name in table.names)):
+        return False
     ids = all(cell and len(cell) <= 40 and not re.search(r"\s", cell) for cell in first + second)
-    integers = all(map(str.isdigit, first + second))
-    return ids and ((integers and len(table.names) < 4) or when is not None) and 1 < len(set(first)) < len(first)
+    numbered_ids = all(map(str.isdigit, first + second)) or all(LONG_ID.fullmatch(cell) for cell in first + second)
+    return ids and ((numbered_ids and len(table.names) < 4) or when is not None) and 1 < len(set(first)) < len(first)
 
 
 def _listed(table: Look) -> list[str]:
@@ -371,9 +376,6 @@ def _prepared(frame: Frame) -> Frame:
             lists = [cell.split() if cell else None for cell in column.to_pylist()]
             frame.columns[name] = pa.array(lists, pa.large_list(pa.string()))
     return frame
-
-
-    # when it was opened
 
 
 def _events(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | None,

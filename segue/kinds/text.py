@@ -47,7 +47,6 @@ from segue.kinds.frame import (
     JSON,
     LINES,
     PARQUET,
-    TABULAR,
     Look,
     check_parquet,
     csv_rows,
@@ -55,6 +54,7 @@ from segue.kinds.frame import (
     glance,
     is_json_lines,
     is_parquet,
+    is_tabular,
     json_array,
     json_lines,
     load_table,
@@ -79,7 +79,7 @@ SAMPLE = 1 << 26  # bytes of text that merges are learned from
 SMILES = {".smi", ".smiles"}  # a molecule a line, its name behind it
 MINIFIED = 500  # mean length of a line from which on code was not written by people
 MOST_NOTES = 3  # of different files that are told, the most frequent ones
-TAG = re.compile(rb"</?[A-Za-z][^<>]{0,400}>|<[!?][^<>]{0,400}>|&#?\w{1,8};")
+TAG = re.compile(rb"</?[A-Za-z][^<>@]{0,400}>|<[!?][^<>]{0,400}>|&#?\w{1,8};")
 COMMAND = re.compile(rb"\\[A-Za-z]+\*?(?:[\[{][^\[\]{}]*[\]}])*")
 LEAST_MARKUP = 0.05  # of the bytes of a text, from which on it is worth a word
 LETTERS = bytes(range(65, 91)) + bytes(range(97, 123)) + bytes(range(128, 256))
@@ -185,7 +185,7 @@ class Text(Kind):
             if texts is not None:
                 yield from texts
                 return
-        if not lines and (field or classes or suffix in TABULAR):
+        if not lines and (field or classes or is_tabular(bare(path))):
             rows = self._rows(path, problems, field, classes, encoding)
             if rows is not None:
                 yield from rows

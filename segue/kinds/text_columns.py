@@ -12,7 +12,7 @@ from typing import Any
 
 from segue.kinds.base import words
 from segue.kinds.columns import class_of
-from segue.kinds.frame import TABULAR, Look, are_ids, glance, number
+from segue.kinds.frame import Look, are_ids, glance, is_tabular, number
 from segue.kinds.times import DATE
 
 # Columns and fields that hold text, best first; those of objects (JSON) may have names that say it less surely.
@@ -184,7 +184,7 @@ def holds_text(path: Path, head: bytes) -> bool:
 
 def holds_dialogues(path: Path, head: bytes) -> bool:
     """Whether a file is a table of dialogues whose turns are rows or name their speakers, by its beginning."""
-    table = glance(path, head) if path.suffix.lower() in TABULAR else None
+    table = glance(path, head) if is_tabular(path) else None
     if table is None or not (_dialogue_columns(table) or table.form == "document" or path.suffix.lower() == ".csv"):
         return False
     field = text_columns(table)

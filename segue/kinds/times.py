@@ -21,7 +21,7 @@ DATES = [*words("%Y-%m-%d %Y/%m/%d %Y.%m.%d %Y年%m月%d日 %d.%m.%Y %d-%m-%Y %m
 CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p", " %H.%M.%S", " %H.%M")
 MONTHS = words("%Y-%m %Y/%m %m/%Y %m.%Y %b-%Y %b-%y %Y-%b %YM%m")
 FORMATS = [date + clock for date in DATES for clock in CLOCKS] + \
-    ["%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %Y", *MONTHS, "%b %Y", "%Y %b"]
+    ["%d/%b/%Y:%H:%M:%S", "%d-%m-%Y:%H.%M", "%a %b %d %H:%M:%S %Y", *MONTHS, "%b %Y", "%Y %b"]
 DATED = re.compile(r"(?i)dat(e|um|a)|fecha|日|tag\b")
 SERIAL = 29221, 65746  # days of a spreadsheet: the years 1980 to 2079
 DATE = re.compile(r"\[?([A-Z][a-z]{2},? )?(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}[-/ ][A-Za-z]{3,9}[-/ ]\d{2,4}|"
@@ -32,6 +32,7 @@ DATE = re.compile(r"\[?([A-Z][a-z]{2},? )?(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,
 NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 
 
+YEAR = 31556952  # seconds, on average
 EPOCH, LATEST = 1e8, 1.3e10  # times between these are moments of the calendar, in seconds since 1970
 
 
@@ -124,7 +125,7 @@ class Clock:
 
 def timelike(cells: Iterable[Any]) -> bool:
     """Moments in the calendar, not just numbers."""
-    texts = [cell if isinstance(cell, datetime) else str(cell) for cell in cells if cell is not None]
+    texts = [cell if isinstance(cell, datetime) else str(cell).strip() for cell in cells if cell is not None]
     return bool(texts) and all(
         isinstance(text, datetime)
         or ((moment := _moment(text)) is not None and (moment >= 1e8 or not NUMBER.fullmatch(text)))
@@ -171,7 +172,7 @@ def _seconds(column: Any, when_format: str | None, path: Path) -> np.ndarray:
         column = column.dictionary_decode()
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         try:
-            return _scaled(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+            return scaled(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
         except pa.ArrowException as error:
             raise SegueError(f"{path}: a column of {column.type} is no time; name another with when=") from error
     text = compute.utf8_trim_whitespace(column.cast(pa.string()))
@@ -183,7 +184,7 @@ def _guessed(text: Any, path: Path) -> np.ndarray:
     import pyarrow as pa
 
     with suppress(pa.ArrowException):
-        return _scaled(text.cast(pa.float64()).to_numpy(zero_copy_only=False))
+        return scaled(text.cast(pa.float64()).to_numpy(zero_copy_only=False))
     for zone in (None, "UTC"):
         with suppress(pa.ArrowException):
             return text.cast(pa.timestamp("us", zone)).cast(pa.int64()).to_numpy(zero_copy_only=False) / 1e6
@@ -194,14 +195,14 @@ def _guessed(text: Any, path: Path) -> np.ndarray:
         seconds = _dated(distinct, path)
     places = encoded.indices.fill_null(len(seconds)).to_numpy(zero_copy_only=False)
     times = np.append(seconds, np.nan)[places]
-    return _scaled(times) if 2 * sum(bool(NUMBER.fullmatch(value)) for value in distinct) > len(distinct) else times
+    return scaled(times) if 2 * sum(bool(NUMBER.fullmatch(value)) for value in distinct) > len(distinct) else times
 
 
 QUARTER = re.compile(r"(\d{4})[-/ ]?Q([1-4])")
 AMERICA = {"E": "-0500", "C": "-0600", "M": "-0700", "P": "-0800"}  # in winter
 POINTED = re.compile(r"\b(\d{1,2})\.(\d\d)\.(\d\d)\.(\d{1,9})(?= ?[AP]M)")  # as Oracle writes it
 # A written time in three: the date and the clock to the second, its fraction, its zone.
-WRITTEN = re.compile(r"\[?(?P<clock>.*?)(?:(?<=:\d\d)[.,](?P<fraction>\d{1,9}))?(?P<half> ?[AP]M)?\s*"
+WRITTEN = re.compile(r"\[?(?P<clock>.*?)(?:(?<=:\d\d:\d\d)[.,](?P<fraction>\d{1,9}))?(?P<half> ?[AP]M)?\s*"
                      r"(?P<zone>Z|UTC|GMT|[ECMP][SD]T|(?<=[\d ])[+-]\d\d:?\d\d)?(?P<year> \d{4})?\]?")
 
 
@@ -236,8 +237,9 @@ def _dated(texts: list[str], path: Path) -> np.ndarray:
     best = [times for times, failed in zip(tried, failures) if failed == min(failures)]
     if any(not np.array_equal(best[0], other, equal_nan=True) for other in best[1:]):
         in_order = [times for times in best if (np.diff(times) > 0).all() or (np.diff(times) < 0).all()]
+        in_order = in_order if len(texts) > 2 else []
         even = [times for times in in_order if _unevenness(times) < 4]  # 01/02/1990 behind 01/01/1990: months, not days
-        if len(texts) > 2 and (len(in_order) == 1 or len(even) == 1):  # rows were kept as they came
+        if len(in_order) == 1 or len(even) == 1:  # rows were kept as they came
             return (in_order[0] if len(in_order) == 1 else even[0]) + np.array(offsets)
         dashed = [times for form, times, failed in zip(candidates, tried, failures)
                   if failed == min(failures) and form.startswith("%d-%m-%Y")]
@@ -271,7 +273,7 @@ def _living(times: np.ndarray) -> np.ndarray:
     return np.where((times > -14831769600) & (times < 10413792000), times, np.nan)
 
 
-def _scaled(numbers: np.ndarray) -> np.ndarray:
+def scaled(numbers: np.ndarray) -> np.ndarray:
     """Numbers in seconds: of an epoch in milli-, micro- or nanoseconds (told by their size), or dates written as one
     number (20240131, with hours, minutes and seconds behind: 20240131235959)."""
     usable = np.isfinite(numbers)

@@ -277,7 +277,8 @@ class Attention(Mixer):
             return None
         if missing := [name for name in self.traits if name not in (layout.traits or {})]:
             raise SegueError(f"this attention compares the {' and '.join(missing)} of elements, which it does not "
-                             "get: give in the stack's config, under traits, what each id has")
+                             "get: give in the stack's config, under traits, what each id has, and read it by the "
+                             "stack alone (not by windows, prompts or depths)")
         assert layout.traits is not None
         traits = torch.stack([layout.traits[name] for name in self.traits], -1)
         cache = parts.get("traits")
@@ -467,6 +468,7 @@ class Attention(Mixer):
 
     def weights(self, x: Tensor, layout: Layout) -> Tensor:
         """(B, H, T, T), the attention weights of each node (row) over all nodes (column)."""
+        x = x if self.convolution is None else self.convolution((x,), layout)
         q, k, _ = self.project(x, layout.positions)
         pairs = replace(self.pairs(layout), trait_differences=self._trait_differences(layout, {}))
         mask, same_document = self._current_rule()(pairs), layout.same_document

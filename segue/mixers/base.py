@@ -29,6 +29,7 @@ class Mixer(nn.Module):
     linear_in_values: bool = False  # `matrix`, `values` and `output` exist
     needs_whole_prompt: bool = False  # the prompt cannot be given in pieces
     sets: bool = False  # can read sets, whose parts have no order (`Layout.sets`)
+    recomputable: bool = True  # running it again changes nothing, as activation checkpointing needs
     axes: int = 1  # how many sequence axes the input may have
     cost: ClassVar[str] = "T"  # growth of the training form's time and memory with the length T
 
@@ -105,7 +106,8 @@ class Mixer(nn.Module):
         raise SegueError(f"{type(self).__name__} has no form for the compiled CPU engine")
 
     def state_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the state itself (decay rates, step sizes): own learning rate, no weight decay."""
+        """Parameters of this mixer's state itself (decay rates, step sizes), without those of mixers inside it: own
+        learning rate, no weight decay."""
         return []
 
     def penalty(self) -> Tensor | None:

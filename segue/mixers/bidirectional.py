@@ -38,6 +38,3 @@ class Bidirectional(Mixer):
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         return self.out(self.read_both_ways(x, layout))
-
-    def state_parameters(self) -> list[nn.Parameter]:
-        return self.ahead.state_parameters() + self.back.state_parameters()

@@ -261,6 +261,7 @@ class LongVQ(Mixer):
     """
 
     linear_in_values = True
+    recomputable = False  # in training the codes learn from each pass
 
     def __init__(self, width: int, keys: int | None = None, expand: int = 2, codes: int = 64, window: int = 64,
                  states: int = 4, decay: float = 0.9, commitment: float = 0.0, causal: bool = True) -> None:

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.attention import Attention
 from segue.mixers.base import Mixer
-from segue.mixers.cache import PromptCache
+from segue.mixers.cache import Cache, PromptCache
 from segue.mixers.layout import Layout
 from segue.mixers.state import Part, Parts
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
-LOCAL_OPTIONS = {"window", "block", "look_back", "global_tokens", "random_blocks", "span", "ramp", "span_penalty"}
+LOCAL_OPTIONS = {"window", "block", "look_back", "global_tokens", "random_blocks", "span", "ramp", "span_penalty",
+                 "taps", "traits"}
 
 
 class PartialAttention(Mixer):
@@ -51,7 +52,7 @@ class PartialAttention(Mixer):
         self.needs_whole_prompt = partial or bidirectional or restart or segments
         self.bidirectional, self.restart, self.prefix = bidirectional, restart, prefix
         self.attention = Attention(width, heads, prompt=bidirectional, **options)
-        self.constant_state = self.attention.constant_state
+        self.constant_state = self.attention.constant_state and not restart
         self.kinds = nn.Embedding(2, width) if segments else None  # row 0: answer, row 1: prompt
         if self.kinds is not None:
             nn.init.zeros_(self.kinds.weight)
@@ -70,6 +71,9 @@ class PartialAttention(Mixer):
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         parts = self.attention.parts(batch, like, history)
+        for part in parts.values() if self.restart else ():
+            if isinstance(part, Cache):
+                part.window = None  # what is near by its position may lie far back
         if self.source is not None:
             k = like.new_zeros(batch, self.source.kv_heads, 0, self.source.head_width)
             parts["source"] = PromptCache(k, k.clone())

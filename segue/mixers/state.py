@@ -427,4 +427,5 @@ class Carry:
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         self.state = self.replay_state = tuple(tensors[str(index)] for index in range(len(tensors)))
-        self.replay_inputs, self.pending, self.replay_lengths = None, None, torch.zeros_like(self.replay_lengths)
+        self.replay_inputs = self.pending = None
+        self.replay_lengths = self.replay_lengths.new_zeros(len(self.state[0]))

@@ -26,6 +26,7 @@ __all__ = [
     "init_prompt_state",
     "layout_form",
     "mask_tokens",
+    "max_positions",
     "needs_whole_prompt",
     "pad_rows",
     "padding_starts",
@@ -143,6 +144,14 @@ class Decodable(Protocol):
             nodes after the last of them are padding.
         """
         ...
+
+
+def max_positions(model: Any) -> int | None:
+    """The number of positions that a model has embeddings for or was made for; None where they have no end. In an
+    encoder-decoder that restarts them (`restart`), those of the target."""
+    inner = getattr(model, "network", model)  # of a mixture
+    forms = (getattr(inner, name, None) for name in ("layout_form", "decoder", "stack"))
+    return getattr(next((form for form in forms if form is not None), inner), "max_positions", None)
 
 
 def needs_whole_prompt(model: Decodable) -> bool:

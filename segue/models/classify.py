@@ -287,6 +287,3 @@ class Classifier(nn.Module):
         if not bool(allowed.any()):
             raise SegueError("there is no class to choose from: train the classifier first")
         return self(tokens, layout).logits.masked_fill(~allowed, -math.inf).argmax(-1)
-
-    def state_parameters(self) -> list[nn.Parameter]:
-        return getattr(self.backbone, "state_parameters", list)()

@@ -59,9 +59,6 @@ class ClozeModel(nn.Module):
     def head(self) -> nn.Linear:
         return self.stack.head
 
-    def state_parameters(self) -> list[nn.Parameter]:
-        return self.stack.state_parameters()
-
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """Hidden vectors (B, N, D) of ids (B, N), masks among them, read in both directions."""
         return self.stack.hidden(tokens, layout, state)

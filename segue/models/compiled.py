@@ -32,8 +32,9 @@ def lower(stack: Stack, weights: str = "float32") -> p.Program:
     if not isinstance(stack, Stack):
         raise SegueError(f"a {type(stack).__name__} has no form for the compiled CPU engine: only native stacks have")
     config = stack.config
-    if config.tables:
-        raise SegueError("tables beside the embedding have no form for the compiled CPU engine")
+    if config.pool or config.inputs or config.tables:
+        raise SegueError("what reads whole sequences (pool, tables or real inputs) has no form for the compiled CPU "
+                         "engine")
     if config.cross is not None:
         raise SegueError("cross-attention has no form for the compiled CPU engine")
     if config.post_norm or config.transform:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers import Mixer
 from segue.mixers.cross import CrossAttention
 from segue.mixers.layout import Layout
 from segue.models.flow import NOTHING, Conditions, LayeredField, one_hot
@@ -88,10 +87,6 @@ class ControlBranch(nn.Module):
         if self.frozen:
             self.base.eval()
         return self
-
-    def state_parameters(self) -> list[nn.Parameter]:
-        """See `Stack.state_parameters`."""
-        return [p for module in self.modules() if isinstance(module, Mixer) for p in module.state_parameters()]
 
     def forward(self, x: Tensor, t: Tensor, noisy: Tensor, layout: Layout, conditions: Conditions = NOTHING) -> Tensor:
         hidden, inputs = self.base.begin(x, t, noisy, layout, conditions)

@@ -76,7 +76,7 @@ class DepthSchedule:
         if isinstance(depth, DepthSchedule):
             return depth
         most, _, least = str(depth).partition("-")
-        if not most.isdigit() or not (least or most).isdigit():
+        if not most.isdecimal() or not (least or most).isdecimal():
             raise SegueError(f"depth '{depth}' is not a number of layers, such as 4, or two, such as 8-3: so many at "
                              "an answer's beginning and at its end")
         return cls.linear(int(most), int(least or most), length)
@@ -133,9 +133,6 @@ class Scheduled(OnePassModel, nn.Module):
     def path(self) -> str:
         depths = self.schedule.depths
         return f"{self.stack.path}, {depths[0]} to {depths[-1]} of {len(self.spans)} layers"
-
-    def state_parameters(self) -> list[nn.Parameter]:
-        return self.stack.state_parameters()
 
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """`Stack.hidden` in which nodes beyond a layer's span skip that layer."""

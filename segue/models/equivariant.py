@@ -21,7 +21,8 @@ class Equivariant(nn.Module):
     mirror(f(x)) whatever the weights.
 
     model: maps tokens to `Output`. partner: (V,) long, an involution of the element ids. classes: the outputs are
-    logits of a whole row's class (invariant, read at the last element) instead of logits of elements.
+    logits of a whole row's class (invariant, read at the last element) instead of logits of elements. All rows must
+    have one length.
     """
 
     partner: Tensor

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers import Mixer
 from segue.mixers.layout import Layout
 from segue.models.stack import Stack, StackConfig
 
@@ -98,10 +97,6 @@ class LayeredField(nn.Module):
 
     def end(self, hidden: Tensor, inputs: Any) -> Tensor:
         raise NotImplementedError
-
-    def state_parameters(self) -> list[nn.Parameter]:
-        """See `Stack.state_parameters`."""
-        return [p for module in self.modules() if isinstance(module, Mixer) for p in module.state_parameters()]
 
     def forward(self, x: Tensor, t: Tensor, noisy: Tensor, layout: Layout, conditions: Conditions = NOTHING) -> Tensor:
         hidden, inputs = self.begin(x, t, noisy, layout, conditions)

@@ -419,6 +419,3 @@ class GraphSequence(nn.Module):
             starts[:, 1:] = filled[:, :-1] & ~filled[:, 1:]
             layout = Layout.chain((rows.shape[0], rows.shape[1]), starts=starts)
         return self.stack.hidden(sequence, layout).flatten(0, 1)[torch.from_numpy(tokens.own).to(x.device)]
-
-    def state_parameters(self) -> list[nn.Parameter]:
-        return self.stack.state_parameters()

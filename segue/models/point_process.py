@@ -129,6 +129,9 @@ class PointProcess(nn.Module):
         check_choice("head", config.head, HEADS)
         if config.stack.pool or config.stack.inputs or not config.stack.tied:
             raise SegueError("the backbone of a point process is a tied stack of ids that pools nothing")
+        if config.head == "query" and (config.stack.post_norm or config.stack.transform):
+            raise SegueError("the intensity of a query is bounded by the norm at the end of the backbone: leave "
+                             "post_norm and transform out, or choose head decay or mixture")
         if not (config.scale > 0 and config.longest > 0):
             raise SegueError(f"scale {config.scale} and longest {config.longest} are times, above 0")
         self.config, width, types = config, config.stack.width, config.stack.vocabulary
@@ -150,9 +153,6 @@ class PointProcess(nn.Module):
     def resettable(self) -> bool:
         """Whether several sequences may be packed into one row."""
         return self.stack.resettable and self.config.head != "query" and self.prompts is None
-
-    def state_parameters(self) -> list[nn.Parameter]:
-        return self.stack.state_parameters()
 
     # Reading events.
 
@@ -439,6 +439,7 @@ class PointProcess(nn.Module):
             first_rates = rates.gather(1, first[..., None].expand(-1, -1, rates.shape[2]))[:, 0]
             done = pending & any_accepted
             gap = torch.where(done, proposals.gather(1, first)[:, 0], torch.where(pending, proposals[:, -1], gap))
+            first_rates = first_rates.where(done[:, None], 1.0)  # others may be undefined, after an infinite gap
             kind = torch.where(done, sample_categorical(first_rates, generator), kind)
             gap = gap.masked_fill(gap * self.config.scale > longest, math.inf)
             pending = pending & ~any_accepted & gap.isfinite()

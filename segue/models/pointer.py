@@ -206,10 +206,6 @@ class PointerNetwork(SavedModel):
         """Return how many indices it can output for sets padded to this many elements."""
         return elements if self.pointer is not None else self.config.decoder.vocabulary - 1
 
-    def state_parameters(self) -> list[nn.Parameter]:
-        encoder = [] if isinstance(self.encoder, SetEncoder) else self.encoder.state_parameters()
-        return encoder + self.decoder.state_parameters()
-
     def encode(self, elements: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode elements (B, S, C), of which the first `lengths` (B,) are real: memory (B, S, D), summary (B, D)."""
         if isinstance(self.encoder, SetEncoder):

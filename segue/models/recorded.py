@@ -83,6 +83,10 @@ class LentState(State):
     def positions(self, positions: Tensor) -> None:
         self._positions = positions
 
+    def restore(self, snapshot: State) -> None:
+        self.reclaim()  # or the buffers would be copied over what is restored
+        super().restore(snapshot)
+
     def reclaim(self) -> None:
         recording, self.recording = self.recording, None
         if recording is not None:

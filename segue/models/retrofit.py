@@ -79,9 +79,6 @@ class Retrofitted(ConditionedDecoder):
         self.source_norm = make_norm(lm.stack.config)
         self.cross = insert_cross(lm.stack, layers, heads, first=lm.segment_start(self.picture_segment) - 1)
 
-    def state_parameters(self) -> list[nn.Parameter]:
-        return self.decoder.state_parameters()
-
     def freeze(self) -> Retrofitted:
         """Freeze the pretrained model except its embeddings and the inserted modules (prompt tuning)."""
         self.decoder.requires_grad_(False)

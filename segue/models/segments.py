@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.layout import Layout, gather_nodes
+from segue.mixers.layout import Layout, check_rows, gather_nodes
 from segue.mixers.state import State
 from segue.models.base import Decoding, Output
 from segue.models.stack import Stack, StackConfig
@@ -74,15 +74,13 @@ class MultiSegmentLM(nn.Module):
     def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
                at: Tensor | None = None) -> Output:
         assert isinstance(state, State)
-        hidden = self.stack.extend(tokens, state, parents).hidden
-        assert state.pending is not None
-        positions = state.pending.positions.expand(tokens.shape)
+        check_rows(len(tokens), state)
+        layout = state.layout(tokens.shape[1], parents)
+        hidden, positions = self.stack.hidden(tokens, layout, state), layout.positions.expand(tokens.shape)
+        state.pending = layout
         if at is None:
             return Output(self.scores(hidden, positions), hidden)
         return Output(self.scores(gather_nodes(hidden, at), positions.gather(1, at)), hidden)
-
-    def state_parameters(self) -> list[nn.Parameter]:
-        return self.stack.state_parameters()
 
     @torch.no_grad()
     def grow(self, segment: int, count: int) -> Tensor:

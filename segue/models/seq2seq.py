@@ -295,9 +295,6 @@ class EncoderDecoder(ConditionedDecoder, SavedModel):
         """From hidden states to the logits of all ids but `begin`."""
         return self.decoder.head
 
-    def state_parameters(self) -> list[nn.Parameter]:
-        return self.encoder.state_parameters() + self.decoder.state_parameters()
-
     def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
         """(B, S) long, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
         return encode_source(self.encoder, source, lengths)

@@ -84,11 +84,12 @@ class SIFEmbedding(nn.Module):
         return model
 
     def vectors(self, source: Tensor, lengths: Tensor) -> Tensor:
-        """Return the vector (B, D) of each row of ids (B, S), of which the first `lengths` (B,) are real."""
+        """Return the vector (B, D) of each row of ids (B, S), of which the first `lengths` (B,) are real; 0 of an empty
+        row."""
         mask = length_mask(lengths, source.shape[1])
         # sorted, so that rounding does not depend on the order
         source = torch.where(mask, source, len(self.elements)).sort(1).values
         source = torch.where(mask, source, 0)
         weights = self.a / (self.a + self.frequency[source]) * mask
-        mean = (weights[..., None] * self.elements[source]).sum(1) / lengths[:, None]
+        mean = (weights[..., None] * self.elements[source]).sum(1) / lengths.clamp(min=1)[:, None]
         return mean - (mean @ self.common)[:, None] * self.common

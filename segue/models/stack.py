@@ -65,7 +65,7 @@ def expand_pattern(pattern: str, depth: int | None = None) -> list[str]:
         if name.partition(":")[0] not in MIXERS or name.endswith(":"):
             raise SegueError(f"mixer '{name}' in pattern '{pattern}' is unknown: "
                              f"choose from {', '.join(sorted(MIXERS))}")
-        if star and not (times.isdigit() and int(times)):
+        if star and not (times.isdecimal() and int(times)):
             raise SegueError(f"'{term}' in pattern '{pattern}': write NAME*COUNT with a positive whole COUNT")
         if len(names) + int(times or 1) > MAX_LAYERS:
             raise SegueError(f"'{pattern}' has more than {MAX_LAYERS:,} layers: write fewer")
@@ -292,6 +292,7 @@ class Block(nn.Module):
         self.channel = ChannelMixer(config) if config.channel != "none" else None
         self.parallel, self.post_norm, self.drop = config.parallel, config.post_norm, Dropout(config.dropout)
         self.begins: list[LearnedState] = nn.ModuleList()  # type: ignore[assignment]  # set by adapters
+        self.recomputable = all(module.recomputable for module in self.modules() if isinstance(module, Mixer))
 
     def _gated_mix(self, mix: Callable[[Mixer, Tensor], Tensor], labels: Tensor | None, x: Tensor) -> Tensor:
         """Mixer and, within regions, cross-attention. The factor 1/2 stays where a gate is 0, to keep the scale."""
@@ -400,7 +401,7 @@ class Stack(OnePassModel, nn.Module):
             first = config.mixers.index(name)
             blocks.append(blocks[first] if config.shared and first < index else Block(config, name, index))
         self.blocks: list[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
-        self.checkpointing = False  # store the blocks' inputs only, and recompute the rest in the backward pass
+        self.checkpointing = False  # store recomputable blocks' inputs only, and the rest anew in the backward pass
         self.norm = nn.Identity() if config.post_norm else make_norm(config)
         self.transform = Transform(config) if config.transform else None
         self.head = nn.Linear(config.width, config.vocabulary, bias=config.transform)
@@ -481,7 +482,7 @@ class Stack(OnePassModel, nn.Module):
         def mix(mixer: Mixer, y: Tensor) -> Tensor:
             return mixer.run(y, layout, parts)
 
-        if self.checkpointing and state is None and torch.is_grad_enabled():
+        if self.checkpointing and block.recomputable and state is None and torch.is_grad_enabled():
             return checkpoint(block, x, mix, layout.labels, use_reentrant=False)
         return block(x, mix, layout.labels)
 
@@ -535,6 +536,7 @@ class Stack(OnePassModel, nn.Module):
         """See `segue.models.base.layout_form`."""
         return self
 
-    def state_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the mixers' states: own learning rate, no weight decay."""
-        return [parameter for block in dict.fromkeys(self.blocks) for parameter in block.mixer.state_parameters()]
+    @property
+    def max_positions(self) -> int | None:
+        """See `segue.models.base.max_positions`."""
+        return self.config.learned_positions or None

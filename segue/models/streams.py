@@ -71,9 +71,6 @@ class MultiStream(nn.Module):
         for head in self.heads:
             nn.init.normal_(head.weight, std=0.02)
 
-    def state_parameters(self) -> list[nn.Parameter]:
-        return self.stack.state_parameters()
-
     def hidden(self, tokens: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
         """(B, N, Q) long -> (B, N, D); with a state, the rows are pending in it."""
         tokens = tokens if len(self.codes) > 1 else tokens[..., 0]

@@ -27,7 +27,7 @@ class WindowRecurrence(nn.Module):
     stack: part of this module. window: elements per window. vectors: number of pooled vectors. source, into: block
     indices (default: the two in the middle, so that vectors come from the space they are inserted into); with `into`
     above `source` a window depends on the one before it alone. checkpointing: store each window's inputs only and
-    recompute the rest in the backward pass, so that memory is that of one window.
+    recompute the rest in the backward pass, so that memory is that of one window (if all mixers are recomputable).
     """
 
     def __init__(self, stack: Stack, window: int, vectors: int = 1, source: int | None = None, into: int | None = None,
@@ -78,8 +78,9 @@ class WindowRecurrence(nn.Module):
         if layout is not None and (layout.starts is not None or layout.prompt is not None):
             raise SegueError("windows are counted from the beginning of a row: give one document a row, no prompt")
         outputs, carried = list[Tensor](), None
+        recomputable = all(block.recomputable for block in self.stack.blocks)
         for window in tokens.split(self.window, 1):
-            if self.checkpointing and torch.is_grad_enabled():
+            if self.checkpointing and recomputable and torch.is_grad_enabled():
                 x, carried = checkpoint(self._read, window, carried, use_reentrant=False)
             else:
                 x, carried = self._read(window, carried)

@@ -17,7 +17,7 @@ from segue.models.base import pad_rows
 
 def generator_of(seed: int, step: int) -> torch.Generator:
     """A random generator for one training step, determined by the run's seed and the step number alone."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,7 @@ def content_rng(*tokens: int) -> np.random.Generator:
 
 
 class Objective(Protocol):
-    """A training objective: computes the loss of a model on a batch."""
+    """A training objective: computes the loss of a model on a batch. One whose loss is no sum over rows, since it
+    compares them with each other, has an attribute `compares_rows`, which is true."""
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss: ...

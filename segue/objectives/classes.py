@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class ClassLoss:
 
     def __init__(self, among: str = "seen") -> None:
         check_choice("a softmax among", among, AMONG)
-        self.among = among
+        self.among, self.compares_rows = among, among == "batch"
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         features, labels = target_features(model, batch)
@@ -70,6 +70,8 @@ class ProxyReplay:
     temperature: for row similarities; the head has its own for the proxies.
     The loss is not a sum over rows: each row is compared with the whole batch.
     """
+
+    compares_rows: ClassVar[bool] = True
 
     def __init__(self, samples: int = 0, temperature: float = 0.09) -> None:
         if samples < 0 or samples == 1 or temperature <= 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,8 @@ class SupCon:
     """`supcon` of the hidden states at all positions with a target. Not a sum over rows: each is compared with the
     whole batch."""
 
+    compares_rows: ClassVar[bool] = True
+
     def __init__(self, temperature: float = 0.1) -> None:
         if temperature <= 0:
             raise SegueError(f"a temperature of {temperature} cannot divide similarities: give one above 0")
@@ -88,6 +90,8 @@ class InBatch:
     fill: weight of a masked-element loss, per element, computed in a second pass if the batch has the channels "masked"
     (B, T), the partly masked ids, and "wanted" (B, T), the ids to predict (-1: none).
     """
+
+    compares_rows: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 0.05, fill: float = 0.1) -> None:
         if temperature <= 0:
@@ -118,6 +122,8 @@ class CosineRegression:
     (B, T). Row i of the first half is paired with row i of the second half; each row has one target position. The mean
     over elements equals the mean over pairs, as in sentence-transformers' CosineSimilarityLoss (curved contrastive
     learning, arXiv 2211.07591)."""
+
+    compares_rows: ClassVar[bool] = True
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         features, _ = target_features(model, batch)

@@ -49,6 +49,6 @@ class SegmentCrossEntropy:
         asked = batch.targets >= 0
         targets = batch.targets[asked]
         nats = F.cross_entropy(model(batch.tokens, batch.layout).logits[asked].float(), targets, reduction="none")
-        parts = [self.weights.get(int(segment), 1.0) * nats[self.owner[targets] == segment].mean()
-                 for segment in self.owner[targets].unique()]
+        owner = self.owner.to(targets.device)[targets]
+        parts = [self.weights.get(int(segment), 1.0) * nats[owner == segment].mean() for segment in owner.unique()]
         return Loss(torch.stack(parts).sum() * batch.count, {"nats": nats.sum().detach()}, batch.count)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,8 @@ class Preference:
     from the reference. likelihood: weight of the maximum-likelihood term (0: plain DPO).
     terms: "preference" and "nats" as they enter the total; "agree": the share of pairs with the better answer ahead.
     """
+
+    compares_rows: ClassVar[bool] = True
 
     def __init__(self, reference: nn.Module, beta: float = 0.1, likelihood: float = 0.1) -> None:
         if beta <= 0 or likelihood < 0:

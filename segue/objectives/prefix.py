@@ -41,8 +41,8 @@ class PrefixAndNext:
                             for prompt, generator, row in zip(batch.prompt, generators, batch.tokens)])
         logits = model(batch.tokens.masked_fill(hidden, self.mask), batch.layout).logits
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        count = int(asked.sum())
-        nats, masked = (F.cross_entropy(logits[where], wanted[where], reduction="sum")
-                        for where, wanted in ((asked, batch.targets), (hidden, batch.tokens)))
-        total = (nats + self.weight * masked * (count / max(1, int(hidden.sum())))) / (1 + self.weight)
-        return Loss(total, {"nats": nats.detach(), "masked": masked.detach()}, count)
+        # Times the batch's count, by which a training step divides: it includes the targets that are ignored here.
+        nats, masked = (F.cross_entropy(logits[at], wanted[at], reduction="sum") * (batch.count / max(1, int(at.sum())))
+                        for at, wanted in ((asked, batch.targets), (hidden, batch.tokens)))
+        total = (nats + self.weight * masked) / (1 + self.weight)
+        return Loss(total, {"nats": nats.detach(), "masked": masked.detach()}, batch.count)

@@ -144,6 +144,9 @@ def measure(run: Run) -> list[Row]:
              "the end, the task guessed by the entropy of the answer; ratio: weights to those of five targets")
     run.note("output matching without looking ahead to the step that the task's loss alone would take; generated "
              "weights begin with the deviation that each tensor of the target begins with")
+    run.note("tried since, on the seed of choices, chunks of 64, a penalty of 0.1, the better of two rates: in 250 "
+             "steps a task the MLP ends at 90.1%, the LSTM at 85.9% and with its state not carried at 78.4%; in 1,000 "
+             "at 93.5% and 93.4%: what the LSTM needs is steps, and then both are as good as their target can be")
     return table
 
 

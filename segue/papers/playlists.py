@@ -221,6 +221,9 @@ def measure(run: Run) -> list[Row]:
              f"{steps[FILMS]:,} steps, the genre that most films of a piece have; no person stands on both sides; many "
              "ratings of a sitting have one time, and stand in the order of the file" if folders[LASTFM] else
              "Last.fm and MovieLens: made-up lists in their place")
+    run.note("tried since, on seed 100, where fewer songs of a made-up list are of its genre: of 30% the bag knows the "
+             "genre in 85.9% and the songs in 22.6%, the autoencoder in 92.4% and 20.0%: room alone does not make the "
+             "bag the better one")
     return table
 
 

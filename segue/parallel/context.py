@@ -138,7 +138,7 @@ class ContextParallel(OnePassModel, nn.Module):
         x = self.stack.embed(tokens, layout.positions)
         for block in self.stack.blocks:
             mix = partial(self.mix, layout=layout, whole=whole)
-            if self.stack.checkpointing and torch.is_grad_enabled():
+            if self.stack.checkpointing and block.recomputable and torch.is_grad_enabled():
                 x = checkpoint(block, x, mix, use_reentrant=False)
             else:
                 x = block(x, mix)

@@ -103,40 +103,67 @@ class CycleProgram(Generic[X, Y]):
         return results
 
 
-class _Bare(ast.NodeTransformer):
-    """Removes docstrings and other string statements, and renames what the source defines, in order of appearance."""
+NAME_FIELDS: dict[type[ast.AST], str] = {
+    ast.Name: "id", ast.arg: "arg", ast.FunctionDef: "name", ast.AsyncFunctionDef: "name", ast.ClassDef: "name",
+    ast.alias: "asname", ast.ExceptHandler: "name", ast.MatchAs: "name", ast.MatchStar: "name",
+    ast.MatchMapping: "rest", ast.Attribute: "attr"}
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-    def __init__(self) -> None:
+
+class _Bare(ast.NodeTransformer):
+    """Removes docstrings, other string statements and annotations, and renames what the source defines, in order of
+    appearance. names: the new ones. attributes: the names that are attributes of the source's own classes."""
+
+    def __init__(self, tree: ast.AST) -> None:
         self.names: dict[str, str] = {}
+        self.attributes: set[str] = set()
+        for node in ast.walk(tree):
+            name = getattr(node, NAME_FIELDS.get(type(node), ""), None)
+            defines = isinstance(getattr(node, "ctx", ast.Store()), ast.Store)
+            if name and defines and not name.startswith("__"):
+                self.names.setdefault(name, f"v{len(self.names)}")
+                self.attributes |= {name} if isinstance(node, ast.Attribute) else set()
+            for line in node.body if isinstance(node, ast.ClassDef) else ():
+                parts = [line] if isinstance(line, FUNCTIONS) else ast.walk(line)
+                self.attributes |= {getattr(part, NAME_FIELDS.get(type(part), ""), "") for part in parts}
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        field = NAME_FIELDS.get(type(node))
+        if field and (not isinstance(node, ast.Attribute) or node.attr in self.attributes):
+            setattr(node, field, self.names.get(getattr(node, field), getattr(node, field)))
+        if isinstance(node, ast.Global | ast.Nonlocal):
+            node.names = [self.names.get(name, name) for name in node.names]
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        if isinstance(node, FUNCTIONS):
+            node.returns = None
+        if isinstance(getattr(node, "body", None), list) and not isinstance(node, ast.Module):
+            node.body = node.body or [ast.Pass()]  # type: ignore[attr-defined]
+        return node
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         constant = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         return None if constant else self.generic_visit(node)
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        self.generic_visit(node)
-        node.name, node.returns = self.names.get(node.name, node.name), None
-        node.body = node.body or [ast.Pass()]
-        return node
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        node.annotation = ast.Name("object", ast.Load())  # fields of data classes need one
+        return self.generic_visit(node)
 
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        return ast.arg(self.names.get(node.arg, node.arg))
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        return ast.Name(self.names.get(node.id, node.id), node.ctx)
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        function = node.func
+        if (isinstance(function, ast.Name) and function.id in self.names) or (
+                isinstance(function, ast.Attribute) and function.attr in self.attributes):
+            for keyword in node.keywords:
+                keyword.arg = self.names.get(keyword.arg or "", keyword.arg or "") or None
+        return self.generic_visit(node)
 
 
 def bare_python(source: str) -> str:
-    """Python source without comments, docstrings and annotations of functions, and with its own names replaced, so that
-    only its behaviour can be described. Raises SegueError if it is no Python."""
-    stripper = _Bare()
+    """Python source without comments, docstrings and annotations, and with its own names replaced, so that only its
+    behaviour can be described. Raises SegueError if it is no Python."""
     try:  # code nested too deeply fails in the parser or, from Python 3.13 on, only after it
         tree = ast.parse(source)
-        for node in ast.walk(tree):
-            names = [node.name] if isinstance(node, ast.FunctionDef) else [node.arg] if isinstance(node, ast.arg) else \
-                [node.id] if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else []
-            for name in names:
-                stripper.names.setdefault(name, f"v{len(stripper.names)}")
-        return ast.unparse(ast.fix_missing_locations(stripper.visit(tree)))
+        return ast.unparse(ast.fix_missing_locations(_Bare(tree).visit(tree)))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise SegueError(f"not Python: {error}") from error

@@ -233,6 +233,9 @@ class Following:
         """IFEval's four: the share of prompts with all instructions followed, and of instructions followed; each strict
         and loose; of one source or of all."""
         chosen = [i for i, item_source in enumerate(self.sources) if source in (None, item_source)]
+        if not chosen:
+            raise SegueError(f"no responses of source {source!r} were checked: their sources are "
+                             f"{sorted(set(self.sources))}")
         values = {}
         for mode, marks in (("strict", self.strict), ("loose", self.loose)):
             rows = [marks[i] for i in chosen]

@@ -378,10 +378,12 @@ def merge_piece(choices: list[dict[str, Any]], piece: dict[str, Any]) -> None:
     choice = choices[piece["index"]]
     choice["text"] += piece["text"]
     choice["finish_reason"] = piece["finish_reason"] or choice["finish_reason"]
-    if piece["logprobs"] is not None:
-        have = choice["logprobs"] or {name: [] for name in piece["logprobs"]}
-        choice["logprobs"] = {name: None if values is None else [*(have[name] or []), *values]
-                              for name, values in piece["logprobs"].items()}
+    if choice["logprobs"] is None:
+        choice["logprobs"] = piece["logprobs"]
+    else:
+        for name, values in piece["logprobs"].items():
+            if values is not None:
+                choice["logprobs"][name] += values
 
 
 def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = frozenset(),

@@ -62,12 +62,19 @@ class Mixture:
     def __init__(self, corpus: MixedCorpus, context: int, rows: int, seed: int, packing: bool) -> None:
         self.corpus, self.rows = corpus, rows
         self.parts = [Batches(store, context, rows, seed, packing) for store in corpus.stores.values()]
+        self._counted = 0, np.zeros(len(self.parts), np.int64)  # so many first rows, and how many are of each sort
+
+    def _count(self, rows: int) -> np.ndarray:
+        """How many of the first `rows` rows are of each sort."""
+        known, counts = self._counted if self._counted[0] <= rows else (0, np.zeros(len(self.parts), np.int64))
+        counts = counts + np.bincount(self.corpus.row_sorts(known, rows), minlength=len(self.parts))
+        self._counted = rows, counts
+        return counts
 
     def __call__(self, step: int) -> Batch:
-        row_sorts, first = self.corpus.row_sorts(0, (step + 1) * self.rows), step * self.rows
         chosen = []
-        for number, part in enumerate(self.parts):
-            ranks = range(int((row_sorts[:first] == number).sum()), int((row_sorts == number).sum()))
+        for part, first, last in zip(self.parts, self._count(step * self.rows), self._count((step + 1) * self.rows)):
+            ranks = range(int(first), int(last))
             for batch in sorted({rank // self.rows for rank in ranks}):
                 rows = [rank % self.rows for rank in ranks if rank // self.rows == batch]
                 chosen.append(part.make(batch).rows(slice(rows[0], rows[-1] + 1)))

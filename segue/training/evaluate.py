@@ -173,17 +173,19 @@ class Tally:
         target_logits = logits.gather(1, targets[:, None])[:, 0]
         repeats = torch.ones_like(lse, dtype=torch.float64) if weights is None else weights
         nats = (lse - target_logits).double() * repeats
-        rank = (logits > target_logits[:, None]).sum(1)
+        # Products in bfloat16 give equal logits; the target is expected among those in any order.
+        better, equal = (compare(logits, target_logits[:, None]).sum(1) for compare in (torch.gt, torch.eq))
         confidence = (logits.amax(-1) - lse).exp().double()
         if self.ranks is not None:
             self.ranks.add(logits.cpu().numpy(), targets.cpu().numpy(), documents.cpu().numpy())
         self.nats += torch.bincount(documents, nats, size).cpu().numpy()
         if weights is None:
             self.counts += torch.bincount(documents, minlength=size).cpu().numpy()
-        for i, k in enumerate(TOPS):
-            self.hits[:, i] += torch.bincount(documents, repeats * (rank < k), size).cpu().numpy()
-        bucket = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
-        correct = (rank == 0).double()
+        hits = [((k - better).double() / equal.clamp(min=1)).clamp(0, 1) for k in TOPS]
+        for i, hit in enumerate(hits):
+            self.hits[:, i] += torch.bincount(documents, repeats * hit, size).cpu().numpy()
+        bucket = (confidence * CALIBRATION_BINS).nan_to_num().long().clamp(max=CALIBRATION_BINS - 1)
+        correct = hits[TOPS.index(1)]
         for i, weight in enumerate((torch.ones_like(confidence), confidence, correct)):
             self.bins[i] += torch.bincount(bucket, repeats * weight, CALIBRATION_BINS).cpu().numpy()
 
@@ -315,8 +317,8 @@ def _score_whole(model: Decodable, store: Store, offsets: np.ndarray, predicted:
 
 def bits_interval(nats: np.ndarray, units: np.ndarray) -> tuple[float, float]:
     """The 95% bootstrap interval over documents of the bits per unit; for one document, its value twice."""
-    nonempty = units > 0
-    nats, units = nats[nonempty], units[nonempty]
+    scored = (units > 0) | (nats > 0)  # of an empty document the end is scored, which is no unit
+    nats, units = nats[scored], units[scored]
     if len(units) < 2:
         value = float(nats.sum() / max(1, units.sum()) / math.log(2))
         return value, value
@@ -324,7 +326,8 @@ def bits_interval(nats: np.ndarray, units: np.ndarray) -> tuple[float, float]:
     at_once = max(1, BOOTSTRAP_ROOM // len(units))
     for first in range(0, BOOTSTRAP_DRAWS, at_once):
         drawn = generator.integers(0, len(units), (min(at_once, BOOTSTRAP_DRAWS - first), len(units)))
-        ratios.append(nats[drawn].sum(1) / units[drawn].sum(1) / math.log(2))
+        total_nats, total_units = nats[drawn].sum(1), units[drawn].sum(1)
+        ratios.append(total_nats[total_units > 0] / total_units[total_units > 0] / math.log(2))
     low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
     return float(low), float(high)
 

@@ -69,6 +69,9 @@ class Run:
         self.seconds, self.most_steps = seconds, most_steps
         if plan.checkpointing and not isinstance(model, Stack):
             raise SegueError(f"a {type(model).__name__} cannot recompute its blocks: leave checkpointing out")
+        if getattr(self.objective, "compares_rows", False) and (plan.accumulate > 1 or distributed.world_size() > 1):
+            raise SegueError(f"{type(self.objective).__name__} compares the rows of a batch with each other, which "
+                             "would be apart: leave accumulate out, and train by one process")
         if isinstance(model, Stack):
             model.checkpointing = plan.checkpointing
         self.device = next(model.parameters()).device
@@ -133,8 +136,7 @@ class Run:
         seed_step(self.generator().initial_seed() + rank_offset, self.device)
         self.loss = loss = self.compute_gradients()
         if not math.isfinite(loss):
-            raise SegueError(f"training diverged at step {self.step}: fit again with a lower rate "
-                             f"(rate={self.plan.rate / 3:.2g}) or another seed")
+            raise self._divergence()
         self.optimiser.step(self.plan.scale(self.step))
         self.optimiser.zero_grad()
         if self.plan.ema:
@@ -143,9 +145,23 @@ class Run:
         self.step += 1
         return loss
 
+    def _divergence(self) -> SegueError:
+        return SegueError(f"training diverged at step {self.step}: fit again with a lower rate "
+                          f"(rate={self.plan.rate / 3:.2g}) or another seed")
+
+    @torch.no_grad()
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        """Copy these weights into the model."""
+        for name, parameter in self.model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
     def _update_average(self) -> None:
         if not self.average:
-            self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+            self.average = self._weights()
         decay = min(self.plan.ema, (self.step + 1) / (self.step + 10))
         for name, parameter in self.model.named_parameters():
             self.average[name].lerp_(parameter.detach(), 1 - decay)
@@ -214,11 +230,7 @@ class Run:
     def finish(self) -> None:
         """Put the final weights into the model: the best ones with early stopping, else averaged ones if there are any.
         """
-        weights = self.best_weights or self.average
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                if name in weights:
-                    parameter.copy_(weights[name])
+        self._put(self.best_weights or self.average)
         self.model.eval()
         self.strategy.after_experience(self)
 
@@ -233,14 +245,20 @@ class Run:
         self._losses = []
         if self.held_out is not None:
             entry["held_out"] = score = self.score_held_out(self.held_out)
+            if math.isnan(score):
+                raise self._divergence()
             self.keep_if_best(score)
         self.curve.append(entry)
 
     def score_held_out(self, measure: Callable[[nn.Module], float]) -> float:
+        """The held-out score of the weights that would be kept: the averaged ones, if there are any."""
+        trained = self._weights() if self.average else {}
+        self._put(self.average)
         self.model.eval()
         with torch.no_grad():
             score = measure(self.model)
         self.model.train()
+        self._put(trained)
         return score
 
     def keep_if_best(self, score: float) -> None:
@@ -248,7 +266,7 @@ class Run:
         if score < self.best:
             self.best, self.since_best = score, 0
             if self.plan.patience:
-                self.best_weights = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+                self.best_weights = {name: t.clone() for name, t in self.average.items()} or self._weights()
         else:
             self.since_best += 1
             self.stopped = 0 < self.plan.patience <= self.since_best

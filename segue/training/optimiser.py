@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from segue.mixers import Mixer
 from segue.models.adapters import LowRank
 from segue.models.classify import WeightHead
 from segue.models.stack import LearnedState
@@ -38,8 +39,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.f
 def groups_of(model: nn.Module, muon: bool) -> dict[str, dict[str, nn.Parameter]]:
     """Parameters by how they are to be treated: "matrix", "table" (embeddings and heads), "vector" (norms, biases and
     what adapters are made of), "state"."""
-    state_parameters = getattr(model, "state_parameters", list)
-    state = {id(p) for p in state_parameters()}
+    state = {id(p) for mixer in model.modules() if isinstance(mixer, Mixer) for p in mixer.state_parameters()}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = getattr(model, "head", None)
     if isinstance(head, nn.Linear | WeightHead):

@@ -45,7 +45,7 @@ class Prune(Strategy):
     def _cut(self, run: Run) -> None:
         for name, weight in self._matrices(run).items():
             if name in self.kept:
-                weight.mul_(self.kept[name])
+                weight.mul_(self.kept[name].to(weight.device))
 
     @torch.no_grad()
     def _choose(self, run: Run, share: float) -> None:

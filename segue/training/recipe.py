@@ -23,19 +23,19 @@ class Plan:
     rows: rows a step. accumulate: parts a step's rows are cut in, to save memory. steps: optimiser steps. muon:
     matrices by Muon instead of AdamW. sgd: all by gradient descent without momentum instead of either. rate: learning
     rate of matrices; table_rate, vector_rate, state_rate: of embeddings and head, of norms and biases, of the mixers'
-    state parameters. schedule: a name in SCHEDULES, how the rates go. warmup, cooldown: fractions of
-    the steps in which they rise from zero and fall (cooldown 1: all the way after the warm-up). floor: what they fall
-    to, as a part of the full rates. decay: weight decay of matrices. clip: bound of the gradient's norm (0: none).
-    dropout. ema: decay of the averaged weights that are kept instead (0: none). precision: "float32" or "bfloat16"
-    (products only). threads: of the CPU. patience: stop when so many held-out measurements in a row are no better than
-    the best (0: never). measure: how often the held-out score is measured, in all. shared: layers of one name are one
-    block. checkpointing: keep the blocks' inputs only, and compute the rest again on the way back: less memory, more
-    time. prune: part of the matrices' weights that ends at zero (see `segue.training.pruning`). teacher: folder of a
-    fitted model whose predictions are learned too, with its codec; distil: their part of the loss. objective: a name
-    (see `objective_named`); where it is one of `BOTH_WAYS`, the mixers read both ways, and the mask is one id more.
+    state parameters. schedule: a name in SCHEDULES, how the rates go. warmup, cooldown: fractions of the steps in which
+    they rise from zero and fall (cooldown 1: all the way after the warm-up). floor: what they fall to, as a part of the
+    full rates. decay: weight decay of matrices. clip: bound of the gradient's norm (0: none). dropout. ema: decay of
+    the averaged weights that are measured and kept instead (0: none). precision: "float32" or "bfloat16" (products
+    only). threads: of the CPU. patience: stop when so many held-out measurements in a row are no better than the best
+    (0: never). measure: how often the held-out score is measured, in all. shared: layers of one name are one block.
+    checkpointing: keep the blocks' inputs only, and compute the rest again on the way back: less memory, more time.
+    prune: part of the matrices' weights that ends at zero (see `segue.training.pruning`). teacher: folder of a fitted
+    model whose predictions are learned too, with its codec; distil: their part of the loss. objective: a name (see
+    `objective_named`); where it is one of `BOTH_WAYS`, the mixers read both ways, and the mask is one id more.
     sequence_parallel: several processes share each row of a step instead of its rows (see `segue.parallel`). known: ids
-    that are never hidden (see `MaskedDiffusion`). strands: rows of DNA or RNA are read from either strand,
-    by chance. options: of mixers, by name.
+    that are never hidden (see `MaskedDiffusion`). strands: rows of DNA or RNA are read from either strand, by chance.
+    options: of mixers, by name.
     """
 
     vocabulary: int
@@ -105,6 +105,9 @@ class Plan:
                     raise SegueError(f"{name} must be {words}, not {value}")
         if plan.threads > (num_cores := os.cpu_count() or 1) and "threads" in choices:
             raise SegueError(f"this machine has {num_cores} cores: threads cannot be {plan.threads}")
+        if not all(isinstance(value, dict) for value in plan.options.values()):
+            raise SegueError(f"options cannot be {plan.options!r}: they are by mixer and name, for example "
+                             '{"attention": {"window": 64}}')
         check_choice("schedule", plan.schedule, SCHEDULES)
         check_choice("precision", plan.precision, ("float32", "bfloat16"))
         return plan
@@ -143,8 +146,9 @@ warmup 0 and cooldown 0; only the run before a release has a cool-down."""
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("width", "depth", "heads", "hidden", "context", "rows", "accumulate", "steps", "threads", "measure"),
      lambda value: value >= 1, "at least 1"),
-    (("rate", "table_rate", "vector_rate", "state_rate", "decay", "clip", "patience", "seed"),
+    (("rate", "table_rate", "vector_rate", "state_rate", "decay", "clip", "patience"),
      lambda value: 0 <= value < math.inf, "0 or more"),
+    (("seed",), lambda value: 0 <= value < 2**63, "from 0 to 2^63 - 1"),
     (("dropout", "ema", "prune"), lambda value: 0 <= value < 1, "a part of a whole, from 0 to below 1"),
     (("warmup", "cooldown", "distil", "floor"), lambda value: 0 <= value <= 1, "a part of a whole, from 0 to 1"),
 )

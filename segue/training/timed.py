@@ -154,12 +154,11 @@ def window_batches(store: EventStore, context: int, rows: int = 16, overlap: flo
     see `segue.training.evaluate.scoring_windows`."""
     predicted = np.diff(store.offsets) - 1
     table = scoring_windows(store.offsets, predicted, context, overlap)
-    table = table[np.argsort(-table[:, 2], kind="stable")]
+    table, tokens = table[np.argsort(-table[:, 2], kind="stable")], store.tokens.astype(np.int64)
     for at in range(0, len(table), rows):
         part = table[at : at + rows]
         column = np.arange(int(part[:, 2].max()))
         index = np.minimum(part[:, 1, None] + column, len(store.tokens) - 2)
         live = (column < part[:, 2, None]) & (column >= part[:, 3, None])
-        tokens = store.tokens.astype(np.int64)
         yield Batch(torch.from_numpy(tokens[index]), torch.from_numpy(np.where(live, tokens[index + 1], -1)),
                     channels={name: torch.from_numpy(values[index]) for name, values in store.channels.items()})

@@ -23,7 +23,7 @@ def truncated_bptt(run: Callable[[Tensor, State], Tensor], state: State, inputs:
     outputs: back-propagate a loss of these before taking the next. The state is carried on without its graph.
     """
     k2 = k1 if k2 is None else k2
-    if k1 < 1 or k2 % k1:
+    if k1 < 1 or k2 < k1 or k2 % k1:
         raise SegueError(f"truncated back-propagation needs k2 to be a multiple of k1, not k1={k1}, k2={k2}")
     # The states at the last k2 / k1 boundaries, without graphs.
     boundaries: deque[tuple[int, State]] = deque(maxlen=k2 // k1)

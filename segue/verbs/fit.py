@@ -36,7 +36,7 @@ from segue.objectives import ANY_ORDER, BOTH_WAYS, Distillation, Objective, obje
 from segue.training import distributed
 from segue.training.batches import Batches, Store
 from segue.training.evaluate import score, score_bound
-from segue.training.loop import Run, isolated_torch, parallel_form
+from segue.training.loop import CHECKPOINT, Run, isolated_torch, parallel_form
 from segue.training.pruning import Prune
 from segue.training.recipe import (
     Facts,
@@ -106,6 +106,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         choices["mixer"] = mixer
     if held_out is not None and split is not None:
         raise SegueError("held_out is data to measure on, and split a way to hold some out: give one of them")
+    held_out = None if held_out is None else as_data(held_out, data.kind.name, **data.reading or {})
     codec_names = {*CODEC_OPTIONS, *option_names(data.kind.codec)}
     codec_options = {name: choices.pop(name) for name in codec_names & choices.keys()}
     arguments_class: type[FitArguments] = FitArguments
@@ -180,7 +181,7 @@ class FitArguments:
     choices: dict[str, Any]
     codec: Codec | None
     codec_options: dict[str, Any]
-    held_out: Any
+    held_out: Data | None
     split: str | None
     objective: str
     known: Any
@@ -202,7 +203,9 @@ class FitArguments:
         codec = self.codec_options if self.codec is None else {"given": str(self.codec), "size": self.codec.size}
         return json.loads(json.dumps({
             "data": self.data.fingerprint, "minutes": self.minutes, "steps": self.steps, "seed": self.seed,
-            "choices": self.choices, "codec": codec, **self.optional_settings()}, default=str))
+            "choices": self.choices, "codec": codec,
+            **({} if self.held_out is None else {"held_out": self.held_out.fingerprint}), **self.optional_settings()},
+            default=str))
 
     def optional_settings(self) -> dict[str, Any]:
         """Entries of the request that are left out while they have their defaults."""
@@ -214,7 +217,7 @@ class FitArguments:
     def train_and_held_out(self) -> tuple[Data, Data]:
         """Training and held-out data."""
         if self.held_out is not None:
-            return self.data, as_data(self.held_out, self.data.kind.name, **self.data.reading or {})
+            return self.data, self.held_out
         return self.data.split(HELD_OUT, by=self.split)
 
     def prepare(self, work: Path, request: Mapping[str, Any]) -> None:
@@ -307,12 +310,12 @@ class FitJob:
 @contextmanager
 def remove_on_failure(work: Path) -> Iterator[None]:
     """Empty the folder `work` if the body raises, so that files of a refused setting do not block a corrected call.
-    Does nothing if there were files in it before."""
+    Does nothing if there were files in it before, or a training has begun."""
     was_empty = not any(work.iterdir())
     try:
         yield
     except Exception:
-        if was_empty and distributed.rank() == 0:
+        if was_empty and not (work / CHECKPOINT).exists() and distributed.rank() == 0:
             shutil.rmtree(work, ignore_errors=True)
             with suppress(OSError):
                 work.parent.rmdir()
@@ -402,8 +405,8 @@ def load_if_finished(folder: Path, request: dict[str, Any]) -> Fitted | None:
 def describe_difference(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> str:
     """The entries in which two requests differ, in words."""
     names = [name for name in sorted({*stored, *requested}) if stored.get(name) != requested.get(name)]
-    return ", ".join(f"{n} {stored.get(n)} there, {requested.get(n)} here" if n != "data" else "the data"
-                     for n in names[:3])
+    return ", ".join({"data": "the data", "held_out": "the held-out data"}.get(
+        n, f"{n} {stored.get(n)} there, {requested.get(n)} here") for n in names[:3])
 
 
 def subsample(data: Data, share: float) -> Data:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -301,18 +302,36 @@ class Fitted:
 
         return UpdateJob(self)
 
-    def update(self, data: Any, strategy: str | None = None, device: str | None = None, **options: Any) -> Update:
+    def update(self, data: Any, strategy: str | None = None, device: str | None = None,
+               out: str | Path | None = None, **options: Any) -> Update:
         """Train on more data, with a strategy against forgetting; see `segue.verbs.update`. device: here and below, see
-        `segue.verbs.devices`."""
+        `segue.verbs.devices`. out: a new folder for what is learned (default: the model's own)."""
         from segue.verbs.update import update
 
+        self.learn_in(out)
         with self.on_device(device):
             return update(self, self.read(data), strategy or "replay", **options)
 
-    def prefer(self, pairs: Any, steps: int | None = None, device: str | None = None, **options: Any) -> PreferReport:
-        """Learn from pairs of a better and a worse continuation; see `segue.verbs.prefer`."""
+    def learn_in(self, out: str | Path | None) -> None:
+        """Save the model to the new folder `out` before it learns, which is then its own; None: leave it where it is.
+        What was begun there (the model was saved, an update is unfinished) goes on."""
+        if out is None:
+            return
+        folder = Path(out)
+        report = read_json(folder / "report.json") if (folder / "report.json").exists() else None
+        if report is not None and report == json.loads(json.dumps(self.report.to_dict())):
+            self.folder = folder
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise SegueError(f"{folder} is no empty folder: choose another place for what is learned")
+        else:
+            self.save(folder)
+
+    def prefer(self, pairs: Any, steps: int | None = None, device: str | None = None,
+               out: str | Path | None = None, **options: Any) -> PreferReport:
+        """Learn from pairs of a better and a worse continuation; see `segue.verbs.prefer`. out: as of `update`."""
         from segue.verbs.prefer import prefer
 
+        self.learn_in(out)
         with self.on_device(device):
             return prefer(self, pairs, steps, **options)
 

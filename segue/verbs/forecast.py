@@ -81,7 +81,7 @@ def combined_forecasts(fitted: Fitted, columns: Sequence[str], pasts: Sequence[n
 def choose_combination(fitted: Fitted, data: Data) -> Combination | None:
     """The simple forecast, with its weight, that improves the model's median forecasts most on held-out data when
     averaged with them; None if none clearly does. The past of held-out moments is all that precedes them."""
-    windows = _select_windows(fitted, *data.histories(), at_most=2 * WINDOWS)
+    windows = _select_windows(fitted, *data.histories(), at_most=2 * WINDOWS, samples=CHOICE_SAMPLES)
     if len(windows.pasts) < LEAST_WINDOWS:
         return None
     medians = np.median(combined_forecasts(fitted, windows.columns, windows.pasts, windows.steps, CHOICE_SAMPLES), 1)
@@ -123,9 +123,9 @@ class ForecastWindows:
 
 
 def _select_windows(fitted: Fitted, data: Data, start: np.ndarray | None = None,
-                    at_most: int = WINDOWS) -> ForecastWindows:
+                    at_most: int = WINDOWS, samples: int = SAMPLES) -> ForecastWindows:
     """Windows spread evenly over the second halves of the sequences, or over what follows the first `start` elements
-    of each."""
+    of each; fewer than `at_most` where `samples` of each would be more than TOKENS."""
     turns = fitted.codec.turns()
     columns = [parted(fitted.codec.token(int(turn[0])))[0] for turn in turns]
     series = [as_columns(obj) for obj in data.objects()]
@@ -135,7 +135,7 @@ def _select_windows(fitted: Fitted, data: Data, start: np.ndarray | None = None,
     steps = min(STEPS, median_length // 4)
     starts = [(row, moment) for row in range(len(series))
               for moment in range(max(LEAST_PAST, first[row]), lengths[row] - steps + 1)] if steps else []
-    num_windows = max(2, min(at_most, TOKENS // max(1, SAMPLES * steps * len(turns))))
+    num_windows = max(2, min(at_most, TOKENS // max(1, samples * steps * len(turns))))
     chosen = np.unique(np.linspace(0, len(starts) - 1, min(num_windows, len(starts))).astype(int))
     starts = [starts[i] for i in chosen.tolist()]
     grids = {row: np.stack([series[row].get(column, np.full(lengths[row], np.nan)) for column in columns], 1)

@@ -21,7 +21,6 @@ from segue.verbs.fitted import Fitted, Report
 
 if TYPE_CHECKING:
     from segue.verbs.speed_up import SpeedUp
-    from segue.verbs.update import Update
 
 CONTEXT = 1024  # elements per window of evaluation, if the model can read so many
 
@@ -41,11 +40,12 @@ class Foreign(Fitted):
     can only be continued: the prime is its source, the answer its target.
 
     settings: the folder's decoding settings, named as in transformers' GenerationConfig, from generation_config.json or
-        else config.json. unused: settings that would change texts but are not supported here.
+        else config.json. unused: settings that would change texts but are not supported here. source: the folder.
     """
 
     settings: dict[str, Any]
     unused: list[str]
+    source: Path
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
         """Continue `prime`; defaults of all options, and of the decoder, are the folder's settings."""
@@ -104,9 +104,12 @@ class Foreign(Fitted):
         self._refuse_encoder_decoder("sped up")
         return super().speed_up(data, minutes, **options)
 
-    def update(self, data: Any, strategy: str | None = None, device: str | None = None, **options: Any) -> Update:
+    def learn_in(self, out: str | Path | None) -> None:
         self._require_native("updated")
-        return super().update(data, strategy, device, **options)
+        if out is None and self.folder == self.source:
+            raise SegueError(f"{self.folder} is a Hugging Face folder, which what is learned would overwrite: say "
+                             "where it goes with out= (--out)")
+        super().learn_in(out)
 
     def save(self, folder: str | Path) -> Path:
         self._require_native("saved")
@@ -137,7 +140,7 @@ def load_huggingface(folder: str | Path) -> Foreign:
     report = Report({"choice": f"a {info.family} model of {folder.name}; {model.path}", "path": model.path,
                      "huggingface": info.config})
     fitted = Foreign(model, codec, kind, report, context, folder=folder)  # type: ignore[arg-type]
-    fitted.settings, fitted.ends, fitted.unused = settings, ends, unused
+    fitted.settings, fitted.ends, fitted.unused, fitted.source = settings, ends, unused, folder
     return fitted
 
 

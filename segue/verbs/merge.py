@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -103,7 +104,8 @@ def merge(model: Fitted, plus: Sequence[Fitted], minus: Fitted, scale: float = 1
     values |= {"reading": reading} if (reading := model.report.get("reading")) else {}
     merged = fitted_class(plus[0].objective)(network, plus[0].codec, model.kind, Report(values),
                                              model.context, model.counts if same_codec else None,
-                                             memory=model.memory if same_codec else None, mixture=mixture)
+                                             memory=copy.deepcopy(model.memory) if same_codec else None,
+                                             mixture=mixture)
     return merged, report
 
 
@@ -118,7 +120,7 @@ def _merge_counts(network: Stack, model: Fitted, plus: Sequence[Fitted], minus: 
     if len(counts) < len(models) or any(fitted.codec != model.codec for fitted in models):
         return None, "the counts beside the networks are left out: not all models have some, of one codec"
     assert model.mixture is not None
-    joined = counts[0] if scale <= 0 else counts[0].merged_with(counts[2:], counts[1])
+    joined = copy.deepcopy(counts[0]) if scale <= 0 else counts[0].merged_with(counts[2:], counts[1])
     if joined is None:
         return None, "the counts beside the networks are left out: they do not go on from those of the base"
     return Mixture(network, joined, model.mixture.gate), \

@@ -103,7 +103,8 @@ def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None
     exams = {} if fitted.memory is None else fitted.memory.exams
     bits, before = bits_per_unit(fitted.update_job(), exams), _log_likelihoods(model, held)
     reference = copy.deepcopy(model)
-    run = learn(model, batch, steps or EPOCHS * steps_per_epoch, rate=rate, seed=seed, quiet=quiet, warmup=0.1,
+    steps = EPOCHS * steps_per_epoch if steps is None else steps
+    run = learn(model, batch, steps, rate=rate, seed=seed, quiet=quiet, warmup=0.1,
                 objective=Preference(reference, beta, likelihood))
     model.eval()
     after = _log_likelihoods(model, held)

@@ -189,6 +189,8 @@ class FittedProcess(Fitted):
         if decoder not in (None, "sample") or options:
             unsupported = ", ".join(options) or f"decoder {decoder}"
             raise SegueError(f"a model of times draws what comes from n and seed alone: leave {unsupported} out")
+        if n is not None and n < 1:
+            raise SegueError(f"n must be 1 or more, not {n}")
         record = read_prime(prime, self.kind, self.reading | reading)
         times = np.asarray(record.channels["time"], dtype=np.float64)[-self.context :]
         types = torch.from_numpy(self.codec.encode(record.object).astype(np.int64))[None, -self.context :]
@@ -374,9 +376,6 @@ class TimedUpdateJob(UpdateJob):
 
     def objective(self, plan: Plan) -> EventLikelihood:
         return EventLikelihood()
-
-    def build(self, plan: Plan) -> PointProcess:
-        return PointProcess(self.fitted.process.config)
 
     def held_out_scorer(self, held: EventStore, plan: Plan) -> Callable[[Any], float]:
         return held_out_scorer(held, plan)

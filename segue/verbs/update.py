@@ -7,7 +7,9 @@ is completed by whoever opens the folder next.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +39,6 @@ from segue.verbs import mixed
 from segue.verbs.fit import (
     HELD_OUT,
     LEAST_TRAINING_SHARE,
-    build,
     held_out_scorer,
     measure_step_time,
     remove_on_failure,
@@ -55,6 +56,7 @@ MINUTES = 1.0
 EARLY_STOP_PASSES = 3  # over the new data, from which an update of so many minutes stops once more steps do not help
 PATIENCE = 3  # held-out measurements without progress before it does
 RATE_FACTOR = 0.3  # of the first fit's learning rates, so that what the model knows is not washed away
+PRETRAINED_RATE, PRETRAINED_TOKENS = 3e-5, 4096  # of AdamW, and in a step, for a network that was not fitted here
 
 # Entries of the plan that an update may choose; the others are the model's.
 UPDATE_CHOICES = ("rate", "table_rate", "vector_rate", "state_rate", "schedule", "warmup", "cooldown", "floor", "decay",
@@ -130,7 +132,10 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
         raise nothing_known_error(data)
     notes = [*([describe_unknown(share, data)] if share else []), *fitted.reading_differences(data)]
     memory = fitted.memory or job.new_memory()
-    name = name or f"update {len(fitted.report.get('updates', [])) + 1}"
+    numbers = itertools.count(len(fitted.report.get("updates", [])) + 1)  # a merged model has another's experiences
+    name = name or next(free for number in numbers if (free := f"update {number}") not in memory.exams)
+    if name in memory.exams:
+        raise SegueError(f"the model has learned an experience called '{name}' already: choose another name")
     request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else learner.name,
                "minutes": minutes, "steps": steps, "seed": seed, "name": name, "choices": choices,
                "weights": weights_hash(fitted.model)}
@@ -148,8 +153,8 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
                       folder=None if fitted.folder is None else work, key=request_hash(request),
                       held_out=job.held_out_scorer(held, plan), save_seconds=save_seconds,
                       past=memory.past(plan.rows, plan.seed, packing), seconds=seconds)
-        with closing(batches):
-            run.train("update", quiet)
+            with closing(batches):
+                run.train("update", quiet)
         if run.step < run.plan.steps:
             notes.append(f"{run.step:,} of {run.plan.steps:,} steps: more did no better on held-out pieces of the new "
                          "data")
@@ -200,9 +205,16 @@ class UpdateJob:
         """What the model is trained by; None: the next element."""
         return objective_named(plan.objective, known=plan.known) if plan.objective in BOTH_WAYS else None
 
-    def build(self, plan: Plan) -> Any:
-        """A new network like the model's, to measure how long a step takes."""
-        return build(plan)
+    def first_plan(self) -> Plan:
+        """The plan of the first fit; of a pretrained network that was not fitted here, one with usual rates."""
+        if saved := self.fitted.report.get("plan"):
+            return Plan.from_dict(saved)
+        if not self.fitted.report.get("huggingface"):
+            raise SegueError("the model's report holds no plan to learn on by: update a model that fit wrote")
+        rates = dict.fromkeys(("rate", "table_rate", "vector_rate", "state_rate"), PRETRAINED_RATE / RATE_FACTOR)
+        context = self.fitted.context
+        return Plan(self.fitted.model.vocabulary, context=context, rows=max(1, PRETRAINED_TOKENS // context),
+                    muon=False, **rates)
 
     def held_out_scorer(self, held: Any, plan: Plan) -> Callable[[Any], float]:
         return held_out_scorer(held, plan)
@@ -283,9 +295,7 @@ def make_plan(job: UpdateJob, train: Store, minutes: float | None, steps: int | 
               choices: dict[str, Any]) -> Plan:
     """The first fit's plan with lower rates, this machine's threads, and `steps`, or as many as fit before the deadline
     (as `time.monotonic`), then with early stopping if they are many passes over the new data."""
-    if not (saved_plan := job.fitted.report.get("plan")):
-        raise SegueError("the model's report holds no plan to learn on by: update a model that fit wrote")
-    plan = Plan.from_dict(saved_plan)
+    plan = job.first_plan()
     changes: dict[str, Any] = {rate: RATE_FACTOR * getattr(plan, rate) for rate in
                                ("rate", "table_rate", "vector_rate", "state_rate")}
     if not bfloat16_pays(job.fitted.device):  # the model may have been fitted on another machine
@@ -294,7 +304,7 @@ def make_plan(job: UpdateJob, train: Store, minutes: float | None, steps: int | 
     if minutes is None or deadline is None:
         return plan.with_(steps=steps)
     threads, seconds = measure_step_time(train, plan, job.fitted.device, minutes, job.objective(plan),
-                                         fixed="threads" in choices, make=job.build)
+                                         fixed="threads" in choices, make=lambda _: copy.deepcopy(job.fitted.model))
     steps = steps_before(deadline, seconds)
     if "patience" not in choices and steps * plan.tokens_per_step > EARLY_STOP_PASSES * len(train.tokens):
         plan = plan.with_(patience=PATIENCE)

@@ -4,7 +4,7 @@ FollowRAG."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from segue.progress import Shown
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-KEYS = ("prompt", "key")  # by which a response finds its item
+KEYS = (("prompt", "key"), ("prompt",), ("key",))  # by which a response finds its item, the first that both have
 
 
 @dataclass
@@ -68,21 +68,34 @@ def verify(items: str | Path, responses: str | Path | None = None) -> VerifyRepo
                              "form of IFEval's")
         if malformed := [argument for argument in arguments if argument is not None and not isinstance(argument, dict)]:
             raise SegueError(f"{items}: {place} has kwargs that are no object ({malformed[0]!r}): write {{}} for none")
-    texts: dict[tuple[str, Any], str] = {}
-    for place, row in instructions if responses is None else _read_objects(Path(responses)):
-        keys = [(key, str(row[key])) for key in KEYS if key in row]
-        if not isinstance(row.get("response"), str) or not keys:
-            raise SegueError(f"{responses or items}: {place} has no text 'response' with a prompt or key: give " + (
-                "a file of responses" if responses is None else "one object a line, as {\"prompt\": ..., "
-                "\"response\": ...}"))
-        texts.update(dict.fromkeys(keys, row["response"]))
-    matched_texts = [next((texts[key, str(row[key])] for key in KEYS
-                           if key in row and (key, str(row[key])) in texts), None) for _, row in instructions]
+    matched_texts = [row.get("response") for _, row in instructions] if responses is None else \
+        _match_responses(instructions, Path(responses))
+    if responses is None and (silent := [place for (place, _), text in zip(instructions, matched_texts)
+                                         if not isinstance(text, str)]):
+        raise SegueError(f"{items}: {silent[0]} has no text 'response': give a file of responses")
     pairs = [(row, text) for (_, row), text in zip(instructions, matched_texts) if text is not None]
     if not pairs:
         raise SegueError(f"no item of {items} has a response in {responses or items}: prompts (or keys) must be alike")
     checked = following([row for row, _ in pairs], [text for _, text in pairs])
     return _report(checked, len(instructions) - len(pairs))
+
+
+def _match_responses(instructions: Sequence[tuple[str, Mapping[str, Any]]], path: Path) -> list[str | None]:
+    """The response to each item among those in a file; None where there is none."""
+    def keys_of(row: Mapping[str, Any]) -> list[tuple[tuple[str, str], ...]]:
+        return [tuple((key, str(row[key])) for key in keys) for keys in KEYS if all(key in row for key in keys)]
+
+    texts: dict[tuple[tuple[str, str], ...], str] = {}
+    for place, row in _read_objects(path):
+        keys = keys_of(row)
+        if not isinstance(row.get("response"), str) or not keys:
+            raise SegueError(f"{path}: {place} has no text 'response' with a prompt or key: give one object a line, as "
+                             '{"prompt": ..., "response": ...}')
+        if keys[0] in texts:
+            raise SegueError(f"{path}: {place} is a second response to one item: give one response to each, or write "
+                             "the responses into the items")
+        texts.update(dict.fromkeys(keys, row["response"]))
+    return [next((texts[key] for key in keys_of(row) if key in texts), None) for _, row in instructions]
 
 
 def _report(checked: Following, missing: int) -> VerifyReport:

@@ -11,7 +11,7 @@ import torch
 from segue.decoding.draft.base import Tip, Tree, chain_tree
 from segue.decoding.sampling import softmax
 from segue.errors import SegueError
-from segue.models.base import Decodable, Decoding, begin_token, init_prompt_state, pad_rows
+from segue.models.base import Decodable, Decoding, begin_token, init_prompt_state, max_positions, pad_rows
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.stack import Stack
 
@@ -36,12 +36,18 @@ class ModelDraft:
         self._unread.setdefault(row, []).extend(tokens)
 
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
-        drafting = [tip for tip in tips if self._unread.get(tip.row) and min(tip.nodes, tip.depth, self.length) > 0]
+        drafting = [tip for tip in tips if self._unread.get(tip.row) and min(tip.nodes, tip.depth, self.length) > 0
+                    and self._fits(tip.row)]
         chains: dict[int, list[int]] = {tip.row: [] for tip in drafting}
         if drafting:
             with torch.inference_mode():
                 self._draft(drafting, chains)
         return [chain_tree(chains.get(tip.row, [])) for tip in tips]
+
+    def _fits(self, row: int) -> bool:
+        """Whether a draft ends within the model's positions."""
+        reach = max_positions(self.model)
+        return reach is None or int(self._states[row].positions) + len(self._unread[row]) + self.length <= reach
 
     def _read(self, rows: Sequence[int]) -> Decoding:
         """Read all but the last token of each of these requests; returns their states joined."""

@@ -98,7 +98,7 @@ class BeamSearch:
         """Whether no live hypothesis can change the result."""
         if len(self.done) < self.options.num_beams:
             return False
-        if self.options.early_stopping is True:
+        if self.options.early_stopping not in (False, "never"):
             return True
         # A total only falls; its best possible rank is at the longest length (penalty > 0) or at the next one.
         farthest = self.n if self.options.length_penalty > 0 else length + 1

@@ -67,9 +67,10 @@ class ConditionalSearch(BeamSearch):
                                  f"not {foreseen.shape} up to {foreseen.max(initial=-np.inf)}")
             lookahead = np.full_like(logprobs, -np.inf)
             np.put_along_axis(lookahead, tokens, weight * foreseen, 1)
-            if (holds := self.options.holds) is not None:
-                ended = [0.0 if holds(hypothesis.tokens) else -np.inf for hypothesis in living]
-                lookahead[:, list(self.stops)] = np.array(ended)[:, None]
+        if (holds := self.options.holds) is not None:
+            lookahead = np.zeros_like(logprobs) if lookahead is None else lookahead
+            ended = [0.0 if holds(hypothesis.tokens) else -np.inf for hypothesis in living]
+            lookahead[:, list(self.stops)] = np.array(ended)[:, None]
         return super().advance(living, logprobs, bonus, lookahead)
 
     def results(self) -> list[Hypothesis]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -46,7 +47,7 @@ class ContrastiveSearch:
 
     def __init__(self, options: Contrastive, n: int, stops: frozenset[int]) -> None:
         self.options, self.n, self.stops = options, n, stops
-        self.before: list[Tensor] = []  # directions (N, D) of the hidden states so far
+        self.before: Tensor | None = None  # directions (N, D) of the hidden states so far
         self.answer = Hypothesis()
 
     def advance(self, living: Sequence[Hypothesis], logprobs: np.ndarray) -> list[Hypothesis]:
@@ -54,15 +55,14 @@ class ContrastiveSearch:
         directions = [F.normalize(hypothesis.hidden.double(), dim=-1)
                       for hypothesis in living if hypothesis.hidden is not None]
         best = 0
-        if self.before:
-            similarities = [max((float((before @ direction.T).max()) for before in self.before if len(before)),
-                                default=0.0) for direction in directions]
+        if self.before is not None:
+            similarities = (torch.cat(directions) @ self.before.T).amax(1).tolist() if len(self.before) else \
+                [0.0] * len(directions)
             weight = self.options.penalty_alpha
             best = int(np.argmax([(1 - weight) * np.exp(hypothesis.logprobs[-1]) - weight * similarity
                                   for hypothesis, similarity in zip(living, similarities)]))
-        chosen_directions = directions[best]
-        # Hidden states at an encoder-decoder's source are all zero.
-        self.before.append(chosen_directions[chosen_directions.any(-1)])
+        new = directions[best][directions[best].any(-1)]  # hidden states at an encoder-decoder's source are all zero
+        self.before = new if self.before is None else torch.cat([self.before, new])
         chosen = living[best]
         if chosen.tokens and chosen.tokens[-1] in self.stops:
             self.answer = Hypothesis(chosen.tokens[:-1], chosen.logprobs[:-1], chosen.total, stopped=True)

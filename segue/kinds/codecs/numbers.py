@@ -60,16 +60,18 @@ class LevelCodec(_ColumnCodec):
         return None if elements is None else self.encode(elements)
 
     def encode(self, obj: Sequence[str]) -> np.ndarray:
-        columns, numbers = zip(*map(parted, obj)) if len(obj) else ((), ())
+        members: dict[str, list[int]] = {}  # of each column, the positions of its elements
+        values = np.empty(len(obj))
+        for i, item in enumerate(obj):
+            column, values[i] = parted(item)
+            members.setdefault(column, []).append(i)
         ids = np.empty(len(obj), dtype=np.int32)
-        for column in dict.fromkeys(columns):
-            mask = np.array([name == column for name in columns])
+        for column, rows in members.items():
             if column not in self.levels:
-                raise SegueError(f"position {int(np.argmax(mask)) + 1:,}: there is no column '{column}' here; there "
+                raise SegueError(f"position {rows[0] + 1:,}: there is no column '{column}' here; there "
                                  f"{'is' if len(self.levels) == 1 else 'are'} {', '.join(map(repr, self.levels))}")
-            values = np.array(numbers)[mask]
-            indices = np.searchsorted(self.between[column], values)
-            ids[mask] = self.starts[column] + np.where(np.isnan(values), len(self.levels[column]), indices)
+            indices = np.searchsorted(self.between[column], values[rows])
+            ids[rows] = self.starts[column] + np.where(np.isnan(values[rows]), len(self.levels[column]), indices)
         return ids
 
     def turns(self) -> list[np.ndarray]:

@@ -97,6 +97,11 @@ class HuggingFaceModel:
         """See `segue.models.base.layout_form`."""
         return self
 
+    @property
+    def max_positions(self) -> int | None:
+        """See `segue.models.base.max_positions`."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
     def init_state(self, batch: int, history: int = 0) -> State:
         device = self._weight.device
         if self.way == EDITED:
@@ -128,7 +133,7 @@ class HuggingFaceModel:
             else:
                 output = self._extend_copied(tokens, state, layout, at)
         except IndexError as error:  # how a table of learned positions ends
-            reach = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+            reach = self.max_positions
             if layout.positions.numel() and reach is not None and int(layout.positions.max()) >= reach:
                 raise SegueError(f"position {int(layout.positions.max())} is beyond the {reach} positions of this "
                                  "model: give a shorter prompt or ask for fewer tokens") from error
@@ -341,7 +346,7 @@ class HuggingFaceModel:
 
     def _agrees(self, references: dict[tuple[int, ...], Tensor]) -> bool:
         """Whether ragged rows, a tree, paths of different lengths and a chain after them agree with the plain forward;
-        `truths` caches the latter."""
+        `references` caches the latter."""
         generator = torch.Generator().manual_seed(1)
 
         def draw(*shape: int) -> Tensor:

@@ -37,6 +37,7 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
     """
 
     needs_whole_prompt: ClassVar[bool] = True
+    restart: ClassVar[bool] = True
     auto: ClassVar[Any] = transformers.AutoModelForSeq2SeqLM
     what: ClassVar[str] = "an encoder-decoder"
     ways: ClassVar[list[tuple[str, bool]]] = [(EDITED, True), (REREAD, True)]
