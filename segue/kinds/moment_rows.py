@@ -274,7 +274,7 @@ def _measurements(numbers: Mapping[str, np.ndarray], times: np.ndarray | None) -
     """Columns of numbers without those that count rows, number things, mark anomalies or repeat the time; all of them
     where none would be left."""
     kept = {name: values for name, values in numbers.items() if not counts_rows(name, values)
-            and not (_is_id_name(name) and _constant(values)) and not _marks_anomalies(name, values)
+            and not ((_is_id_name(name) or name == "1") and _constant(values)) and not _marks_anomalies(name, values)
             and not (times is not None and repeats_time(name, values, times))}
     return kept or dict(numbers)
 

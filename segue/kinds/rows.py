@@ -193,9 +193,9 @@ def stand_alone(table: Look) -> bool:
     times = [name for name in columns if timelike(columns[name])]
     prose = [name for name in texts if name not in times and (
         are_wordy(columns[name]) or len(set(map(str, columns[name]))) > len(table.rows) / 2)]
-    if table.form == "delimited" and table.delimiter == " " and len(texts) >= len(numbers) and any(
-            3 * len(set(columns[name])) > len(columns[name]) for name in texts):
-        return False  # words of sentences
+    if table.form == "delimited" and table.delimiter == " " and len(texts) >= len(numbers) and not all(
+            numbers and re.fullmatch(r"[A-Z]\d+", cell) for name in texts for cell in columns[name]):
+        return False  # words of sentences, and no codes
     if len(columns) < (2 if len(numbers) > 1 and any(measured(columns[name]) for name in numbers) else FEWEST) or \
             addresses(table) or len(prose) > min(2, len(numbers) / 3) or (
                 prose and prose == text_columns(table) and (len(numbers) < 3 or _are_long(columns[prose[0]]))):
@@ -203,7 +203,8 @@ def stand_alone(table: Look) -> bool:
     names = table.names if table.headed else []
     when = time_column(names, lambda name: columns.get(name, []))
     ranks = [np.unique(list(map(str, columns[name])), return_inverse=True)[1].tolist() for name in times]
-    places = _has_places(columns) and not any(map(_rises, ranks))
+    identified = any(plain_id(name) and name not in columns for name in table.names)
+    places = _has_places(columns) and (not times or (identified and not any(map(_rises, ranks))))
     if not places and (times or (when is not None and _rises(list(map(number_in, columns[when]))))):
         return False
     joined = with_joined_times(table)
@@ -263,7 +264,8 @@ def _holds_numbers(cells: Sequence[Any]) -> bool:
 
 
 def _has_places(columns: Mapping[str, Sequence[Any]]) -> bool:
-    """Whether there are columns of latitudes and longitudes: without times in order these are places, not a way."""
+    """Whether there are columns of latitudes and longitudes: without times, or where each has its number and the times
+    are in no order, these are places, not a way."""
     by_name = {name.strip().lower(): cells for name, cells in columns.items()}
     return any(set(pair) <= by_name.keys() and all(_holds_numbers(by_name[name]) for name in pair) for pair in PLACES)
 

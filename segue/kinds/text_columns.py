@@ -38,7 +38,7 @@ CHOICE = re.compile(r"(choice|option|sol|ending|answer|opt|hyp)[ _]?[0-9a-f]|[a-
 VERSION = re.compile(r"(response|output|completion|human_ref|answer)[ _]?[01aj]", re.IGNORECASE)
 LANGUAGE = re.compile(r"(translation\.)?([a-z]{2,3}([_-]\w{2,4})?|(english|french|german|spanish|italian|russian|"
                       r"chinese|japanese)\b.*)", re.IGNORECASE)
-NAMED = words("name word surname lastname firstname fullname")  # columns of short texts
+NAMED = words("name title word surname lastname firstname fullname")  # columns of short texts
 DIALOGUES = words("dialogue dialog conversation transcript context")
 TOKENS = ("tokens", "words", "token")  # lists of the words of a text
 # Fields of the turns of a dialogue: what is said, and by whom; and lists of turns that do not say by whom.
@@ -52,7 +52,8 @@ DIALOGUE = re.compile(r"(dialog(ue)?|conv(ersation)?|thread|chat|scene|message_?
                       r"number|file)?", re.IGNORECASE)
 # Columns of a chat, and those of posts on public platforms, which stand alone.
 MESSAGES, SENT = words("text content message msg body"), words("ts timestamp timestamp_ms date time datetime sent")
-POSTS = re.compile(r"(?i)like|retweet|favou?rite|score|star|rating|vote|point|title|subject|label|lang|follower|view")
+POSTS = re.compile(r"(?i)like|retweet|favou?rite|score|star|rating|vote|point|title|subject|label|class|lang|follower|"
+                   r"view|video|hash|commit")
 
 
 def text_columns(table: Look) -> list[str]:

@@ -380,7 +380,12 @@ class OnePassModel:
 
 
 class Stack(OnePassModel, nn.Module):
-    """A language model over element ids. Satisfies `segue.models.base.Decodable`."""
+    """A language model over element ids. Satisfies `segue.models.base.Decodable`.
+
+    needs_whole_prompt: whether it reads prompts as a whole; None: if one of its mixers does.
+    """
+
+    needs_whole_prompt: bool | None = None
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
@@ -539,4 +544,5 @@ class Stack(OnePassModel, nn.Module):
     @property
     def max_positions(self) -> int | None:
         """See `segue.models.base.max_positions`."""
-        return self.config.learned_positions or None
+        tables = [self.position_embedding, *(getattr(block.mixer, "places", None) for block in self.blocks)]
+        return min((table.num_embeddings for table in tables if isinstance(table, nn.Embedding)), default=None)

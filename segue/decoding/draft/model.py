@@ -27,6 +27,7 @@ class ModelDraft:
 
     def __init__(self, model: Decodable, length: int = 8, min_probability: float = 0.3, name: str = "model") -> None:
         self.model, self.length, self.min_probability, self.name = model, length, min_probability, name
+        self.max_positions = max_positions(model)
         self._states: dict[int, Decoding] = {}  # what the model has read of each request
         self._unread: dict[int, list[int]] = {}  # the observed tokens after that, at least one
 
@@ -46,8 +47,8 @@ class ModelDraft:
 
     def _fits(self, row: int) -> bool:
         """Whether a draft ends within the model's positions."""
-        reach = max_positions(self.model)
-        return reach is None or int(self._states[row].positions) + len(self._unread[row]) + self.length <= reach
+        return self.max_positions is None or \
+            int(self._states[row].positions) + len(self._unread[row]) + self.length <= self.max_positions
 
     def _read(self, rows: Sequence[int]) -> Decoding:
         """Read all but the last token of each of these requests; returns their states joined."""
