@@ -76,7 +76,7 @@ class Reachability:
         def draw(rows: int, length: int, generator: torch.Generator) -> Batch:
             n = max(n for n in range(4, size + 1) if self.length(n) <= length or n == 4)
             accepted = list[tuple[torch.Tensor, ...]]()
-            while sum(len(part[0]) for part in accepted) < rows:  # rows without a target are drawn again
+            while sum(len(part[0]) for part in accepted) < rows:  # rows without both sorts of target are drawn again
                 drawn = self.graphs(rows, n, generator)
                 accepted.append(tuple(part[drawn[2] >= 0] for part in drawn))
             edges, reached, target, reachable = (torch.cat(parts)[:rows] for parts in zip(*accepted))
