@@ -45,7 +45,8 @@ def waves(count: int, seed: int, length: int = 60) -> list[np.ndarray]:
 
 
 def regression() -> Regression:
-    return Regression.for_context(165, [np.array(turn) for turn in TURNS], [LEVELS.tolist()] * 2, 64, 1000)
+    numbers = [LEVELS.tolist(), (LEVELS + 20).tolist()]
+    return Regression.for_context(165, [np.array(turn) for turn in TURNS], numbers, 64, 1000)
 
 
 def voices(count: int, seed: int, length: int = 64) -> list[np.ndarray]:

@@ -136,17 +136,21 @@ def test_drafts_of_any_tree_change_no_token(seed: int, vocabulary: int, sharpnes
             assert all(answer.accepted <= answer.drafted for answer in drafted)
 
 
-def test_drafts_do_not_reach_beyond_the_positions_of_a_model() -> None:
+@pytest.mark.parametrize("where", ["embedding", "attention"])
+def test_drafts_do_not_reach_beyond_the_positions_of_a_model(where: str) -> None:
     """A text that ends within the learned positions does so with drafts, also beside shorter ones."""
-    torch.manual_seed(0)
-    config = StackConfig(7, 16, ["attention"] * 2, {"attention": {"heads": 2, "positions": "none"}})
-    model, small = (Stack(replace(config, learned_positions=places)).eval() for places in (24, 16))
-    prompts = [[1, 2, 3] * 5, [4, 5]]
+    def make(places: int) -> Stack:
+        torch.manual_seed(0)
+        options = {"positions": "none"} if where == "embedding" else {"positions": "learned", "length": places}
+        return Stack(StackConfig(7, 16, ["attention"] * 2, {"attention": {"heads": 2, **options}},
+                                 learned_positions=places if where == "embedding" else 0)).eval()
+
+    model, prompts = make(24), [[1, 2, 3] * 5, [4, 5]]
     limited = {"n": 40, "until": [lambda tokens: len(tokens) >= 9, lambda tokens: len(tokens) >= 21]}
     plain = generate(model, prompts, **limited)
-    with pytest.raises(SegueError, match="beyond the 24 learned positions"):
+    with pytest.raises(SegueError, match="beyond the 24"):
         generate(model, prompts, 40)
-    for draft in ("lookup", "both", "depth", ModelDraft(small, 8, 0.0)):
+    for draft in ("lookup", "both", "depth", ModelDraft(make(16), 8, 0.0)):
         drafted = generate(model, prompts, draft=draft, adaptive=False, **limited)
         assert [answer.tokens for answer in drafted] == [answer.tokens for answer in plain]
     assert drafted[1].drafted > 0

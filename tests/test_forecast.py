@@ -28,8 +28,10 @@ from segue.analysis.forecast import (
     rmse,
 )
 from segue.cli import main
+from segue.decoding.continuation import prime_object
 from segue.decoding.forecast import ColumnTurns, Forecast, sample_forecasts
 from segue.errors import SegueError
+from segue.kinds import KINDS
 from segue.kinds.codecs import LevelCodec
 from segue.kinds.elements import as_columns
 from segue.kinds.times import Clock, steady
@@ -96,6 +98,15 @@ def test_the_grammar_of_columns_is_enforced() -> None:
     assert allowed([codec.bos]) == [0, 1]  # type: ignore[list-item]
     assert allowed([0]) == allowed([2]) == [3]  # behind a missing one too
     assert allowed([3]) == allowed([4]) == [0, 1]
+
+
+def test_what_a_typed_beginning_leaves_out_is_missing() -> None:
+    codec = LevelCodec({"a": [1, 2], "b": [3]})
+    for typed, whole in (("a=1 b=3 a=2", "a=1 b=3 a=2"), ("b=3", "a=nan b=3"), ("a=1 a=2 b=3", "a=1 b=nan a=2 b=3"),
+                         ("b=3 b=3 a=1", "a=nan b=3 a=nan b=3 a=1")):
+        assert prime_object(KINDS["series"], typed, codec) == whole.split()
+    assert prime_object(KINDS["series"], "1 2", LevelCodec({"": [1, 2]})) == ["1", "2"]
+    assert prime_object(KINDS["series"], "c=1", codec) == ["c=1"]  # which the codec refuses by name
 
 
 def test_a_linear_forecast_continues_a_line() -> None:

@@ -24,8 +24,8 @@ from segue.decoding.sampling import Sampling
 from segue.errors import SegueError
 from segue.kinds import KINDS
 from segue.kinds.codecs import ByteCodec, ItemCodec, KmerCodec
-from segue.models import Stack, StackConfig
-from segue.models.compiled import compile_model
+from segue.models import Stack, StackConfig, compiled
+from segue.models.compiled import accelerate, compile_model
 from segue.serving.engine import AnswerUpdate, Engine, Overloaded, Request
 from segue.serving.serve import bind_socket, make_server
 from segue.testing.decoding import TableModel
@@ -147,6 +147,26 @@ class Slow(TableModel):
         if bool((tokens == 6).any()):
             raise RuntimeError("this model breaks")
         return super().extend(tokens, *rest, **options)
+
+
+def test_a_model_that_is_compiled_while_it_serves(engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running answers end in torch, later ones begin in the compiled engine, and no state goes from one to the
+    other."""
+    is_warm = False
+    monkeypatch.setattr(compiled, "is_warm", lambda: is_warm)
+    monkeypatch.setattr(compiled, "compile_in_background", lambda: True)
+    network = stack("attention", "gla")
+    model = accelerate(network)
+    engine, prefix = engines(model), [*range(10)] * 3
+    requests = [Request(prefix, 3), Request([1, 2, 3], 300), Request([4, 5], 5), Request([*prefix, 1], 5)]
+    expected = [generate(network, [request.prompt], request.n)[0].tokens for request in requests]
+    assert Asked(engine, requests[0]).answers() == [expected[0]]
+    running = Asked(engine, requests[1])
+    first = running.news.get(timeout=60).tokens
+    is_warm = True
+    late = [Asked(engine, request) for request in requests[2:]]
+    assert [asked.answers() for asked in late] == [[tokens] for tokens in expected[2:]]
+    assert first + running.answers()[0] == expected[1] and "cpu kernels" in model.path
 
 
 def test_bounds_overload_and_cancelling(engines: Any) -> None:

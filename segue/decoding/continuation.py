@@ -25,7 +25,7 @@ from segue.decoding.sampling import Array, Prefix, Processor
 from segue.errors import SegueError
 from segue.kinds.base import Problems, Record, head_of
 from segue.kinds.codecs import CellCodec, TokenizerCodec, as_bytes, parted
-from segue.kinds.elements import as_columns
+from segue.kinds.elements import as_columns, in_turn
 from segue.kinds.packed import is_archive
 from segue.models.base import begin_token
 from segue.models.depth import DepthSchedule
@@ -503,7 +503,7 @@ def _forecast(fitted: FittedModel, model: Decodable, record: Record, n: int | No
     if n is None:
         raise SegueError("a forecast needs to know of how many moments: give n")
     codec, history = fitted.codec, record.object or []
-    columns = [parted(codec.token(int(turn[0])))[0] for turn in codec.turns()]
+    columns = turn_columns(codec)
     row_elements = max(1, fitted.context // len(columns)) * len(columns)  # of a training row, in whole moments
     first = -(-max(0, len(history) - row_elements) // len(columns)) * len(columns)
     ids = codec.prompt(history[first:]).tolist() if first else list(prime_tokens(codec, history, model))
@@ -516,6 +516,11 @@ def _forecast(fitted: FittedModel, model: Decodable, record: Record, n: int | No
         draws = fitted.combination.shift(draws, history_values)
     return Forecast(columns, column_names, draws, history_values, options.get("seed", 0), model.path, list(history),
                     partial(_write, fitted.kind, record.name), clock)
+
+
+def turn_columns(codec: Codec) -> list[str]:
+    """The names of the columns that take turns, as `Codec.turns` orders them."""
+    return [parted(codec.token(int(turn[0])))[0] for turn in codec.turns()]
 
 
 def count_unknown(codec: Codec, prime: Any) -> int:
@@ -556,8 +561,8 @@ def _write(kind: Kind, name: str, obj: Any, path: str | Path, **channels: Any) -
 def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any] | None = None,
                  problems: Problems | None = None) -> Record:
     """A user's prime as a record of the kind; of a path, the first record of the file. Its object is None if it is
-    empty. In a text, the codec's items are recognised. reading: options of the kind's `read`. problems: collects what
-    reading reports; any problem is an error."""
+    empty. In a text, the codec's items are recognised; in measured numbers, what is left out of a moment is missing.
+    reading: options of the kind's `read`. problems: collects what reading reports; any problem is an error."""
     items = {str(item) for item in getattr(codec, "items", ())}
     if isinstance(prime, SetPrompt):
         return Record(prime.map_runs(lambda run: kind.normalise(run, items)))
@@ -583,7 +588,10 @@ def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any
         if record is None:
             raise SegueError(f"{prime} holds no sequence to continue: give a file with one")
         return Record(record.object if len(record) else None, name=record.name.removeprefix(f"{prime}:"))
-    return Record(None if prime is None or len(prime) == 0 else kind.normalise(prime, items))
+    if prime is None or len(prime) == 0:
+        return Record(None)
+    obj = kind.normalise(prime, items)
+    return Record(in_turn(obj, turn_columns(codec)) if codec.turns() else obj)
 
 
 def prime_object(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any] | None = None) -> Any:

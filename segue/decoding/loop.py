@@ -107,7 +107,7 @@ class Loop:
     def __init__(self, model: Decodable, drafter: Drafter | None, acceptor: Acceptor, cost: Cost,
                  keep: bool = True) -> None:
         self.model, self.drafter, self.acceptor, self.cost = model, drafter, acceptor, cost
-        self.keep, self.path = keep, model.path
+        self.keep, self.path, self.max_positions = keep, model.path, max_positions(model)
         self.live: list[Row] = []
         self.state: Decoding | None = None
         self.seconds = {"prefill": 0.0, "draft": 0.0, "forward": 0.0, "choose": 0.0, "total": 0.0}
@@ -255,11 +255,11 @@ class Loop:
     def _room(self, live: list[Row]) -> int:
         """How deep a draft may be so that no row goes beyond the model's positions, as it might not without a draft;
         the same for all, because the nodes of shorter drafts are padded."""
-        reach, restart = max_positions(self.model), getattr(self.model, "restart", False)
-        if reach is None:
+        if self.max_positions is None:
             return sys.maxsize
+        restart = getattr(self.model, "restart", False)
         longest = max(row.prefix.length + (0 if restart else max(row.prefix.source - 1, 0)) for row in live)
-        return max(reach - longest, 0)
+        return max(self.max_positions - longest, 0)
 
     def _trim_history(self, row: Row) -> None:
         """Keep only the last tokens of a row, for streams without end."""

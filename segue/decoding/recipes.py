@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -63,7 +62,7 @@ def option_names(decoder: str) -> tuple[str, ...]:
     return (*(SAMPLING_OPTIONS if recipe.do_sample else ()), *COMMON_OPTIONS, *search_options)
 
 
-def build(make: Callable[..., Any], **options: Any) -> Any:
+def build(make: type[Any], **options: Any) -> Any:
     """make(**options) of a dataclass, with a SegueError if a value has the wrong type."""
     for field in fields(make):
         value = options.get(field.name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from segue.kinds.codecs import decimal, parted
+from segue.kinds.codecs import decimal, element, parted
 
 Columns = dict[str, np.ndarray]
 
@@ -31,6 +31,19 @@ def as_elements(columns: Columns) -> list[str]:
         return list(map(decimal, columns[""].tolist()))
     sides = [[f"{name}={decimal(number)}" for number in values.tolist()] for name, values in columns.items()]
     return [item for moment in zip(*sides) for item in moment]
+
+
+def in_turn(obj: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Elements in which these columns take turns, with missing numbers where one was left out. Elements of any other
+    column are returned as they are."""
+    if not {parted(item)[0] for item in obj} <= set(columns):
+        return list(obj)
+    result: list[str] = []
+    for item in obj:
+        while (column := columns[len(result) % len(columns)]) != parted(item)[0]:
+            result.append(element(column, np.nan))
+        result.append(item)
+    return result
 
 
 def as_columns(obj: Sequence[str]) -> Columns:

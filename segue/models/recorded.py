@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue.errors import SegueError
@@ -204,8 +204,7 @@ class Recorded:
         self.vocabulary, self.layout_form, self.needs_whole_prompt = stack.vocabulary, stack, needs_whole_prompt(stack)
         self.recordings: dict[tuple[int, int], Recording] = {}
         self.failure: str | None = None  # why nothing is recorded
-        tables = [stack.position_embedding, *(getattr(block.mixer, "places", None) for block in stack.blocks)]
-        self.longest = min((table.num_embeddings for table in tables if isinstance(table, nn.Embedding)), default=None)
+        self.longest = stack.max_positions
 
     @property
     def path(self) -> str:

@@ -122,13 +122,16 @@ class Regression(Advisor):
         deviations; (N,) the column's last number; (N, 4) features of the log error scale; (N,) bool, whether any number
         of the column is observed, without which the rest means nothing."""
         num_columns, deviation = len(self.turns), model["deviation"]
-        values = self.value[histories]
-        values[self.column[histories] < 0] = np.nan
+        values, columns = self.value[histories], self.column[histories]
 
         def lagged(other: int, moments: int, this_moment: bool) -> np.ndarray:
             """The latest `moments` numbers of a column, (N, moments), the newest last, missing ones filled."""
             steps_back = np.arange(moments, 0, -1) * num_columns + column - other - num_columns * this_moment
-            return _fill_missing(values[:, -steps_back])
+            return _fill_missing(own(other, steps_back))
+
+        def own(other: int, steps_back: np.ndarray) -> np.ndarray:
+            """The numbers so many elements back, nan where they are none of that column's."""
+            return np.where(columns[:, -steps_back] == other, values[:, -steps_back], np.nan)
 
         history = lagged(column, self.lags + 1, False)
         observed, history = np.isfinite(history[:, -1]), np.nan_to_num(history)
@@ -138,7 +141,7 @@ class Regression(Advisor):
             parts.append((last[:, None] - model["mean"]) / deviation)
         parts.append((history[:, :-1] - last[:, None]) / deviation)
         if season := self.seasons[column]:
-            season_ago = values[:, -(np.arange(season + 1, season + 1 - SEASON_WINDOW, -1) * num_columns)]
+            season_ago = own(column, np.arange(season + 1, season + 1 - SEASON_WINDOW, -1) * num_columns)
             parts.append(np.where(np.isfinite(season_ago), season_ago - last[:, None], 0.0) / deviation)
         for other in range(num_columns):
             if other != column and self.others:

@@ -544,4 +544,5 @@ class Stack(OnePassModel, nn.Module):
     @property
     def max_positions(self) -> int | None:
         """See `segue.models.base.max_positions`."""
-        return self.config.learned_positions or None
+        tables = [self.position_embedding, *(getattr(block.mixer, "places", None) for block in self.blocks)]
+        return min((table.num_embeddings for table in tables if isinstance(table, nn.Embedding)), default=None)

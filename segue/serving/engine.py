@@ -23,7 +23,7 @@ from segue.decoding.loop import Loop, Prefill, eval_mode
 from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.verify import Row, top_tokens
 from segue.errors import SegueError
-from segue.models.base import Decodable, Decoding, begin_token, check_prompt, needs_whole_prompt
+from segue.models.base import Decodable, Decoding, are_alike, begin_token, check_prompt, needs_whole_prompt
 
 MIN_PREFIX_TOKENS = 16  # shorter prefixes are faster to read again than to look up and copy
 
@@ -259,7 +259,8 @@ class Engine:
             self.waiting = deque(ticket for ticket in self.waiting if not ticket.cancelled.is_set())
 
     def _start_waiting(self) -> None:
-        """Start the prefill of waiting requests, in order, while rows and tokens allow."""
+        """Start the prefill of waiting requests, in order, while rows and tokens allow. A model that is compiled while
+        it serves (`segue.models.compiled.Accelerated`) makes other states from then on, which cannot be joined."""
         while self.waiting:
             active = [*self.answering, *(ticket for ticket, _ in self.reading)]
             ticket = self.waiting[0]
@@ -269,9 +270,16 @@ class Engine:
             with self._changed:
                 self.waiting.popleft()
             try:
-                self.reading.append((ticket, self._start_prefill(ticket)))
+                prefill = self._start_prefill(ticket)
             except Exception as error:
                 ticket.send(AnswerUpdate(0, error=error))
+                continue
+            running = [self.loop.state, *(other.state for _, other in self.reading)]
+            if any(state is not None and not are_alike(state, prefill.state) for state in running):
+                with self._changed:  # the model has switched to other code: first the answers that the old one began
+                    self.waiting.appendleft(ticket)
+                return
+            self.reading.append((ticket, prefill))
 
     def _start_prefill(self, ticket: Ticket) -> Prefill:
         request = ticket.request
@@ -284,6 +292,9 @@ class Engine:
                            request.logprobs or 0)
                        for index in range(request.count)]
         cached = None if request.prompt_logprobs else self.prefixes.find(request.prompt)
+        if cached is not None and not are_alike(cached[1], self.model.init_state(1)):
+            self.prefixes.states.clear()  # of code that the model no longer runs
+            cached = None
         num_cached, state = cached or (0, None)
         return Prefill(self.model, ticket.rows, self.loop.hidden, self.piece, state, num_cached,
                        request.prompt_logprobs)

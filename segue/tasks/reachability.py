@@ -46,7 +46,7 @@ class Reachability:
 
     def graphs(self, rows: int, n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Edges (rows, m, 2), the vertices in the order in which they are reached from a source (rows, n; -1 behind the
-        last), a target (rows; -1 where all others or no others are reachable) and whether it is reachable (rows)."""
+        last), a target (rows; -1 if all vertices or none can be reached) and whether it is reachable (rows)."""
         size = self.vertices
         names = torch.rand(rows, size, generator=generator).argsort(1)[:, :n]
         drawn = torch.rand(rows, n * (n - 1), generator=generator).argsort(1)[:, : int(DENSITY * n)]
@@ -62,11 +62,11 @@ class Reachability:
             reached = reached + F.one_hot(first, size) * frontier.any(1, keepdim=True)
         answer = torch.rand(rows, generator=generator) < 0.5
         others = torch.zeros(rows, size).scatter(1, names[:, 1:], 1.0) > 0
-        is_reached = reached > 0
-        fits = (is_reached & others).any(1) & (~is_reached & others).any(1)  # either answer, so none tells of the graph
-        candidates = (is_reached == answer[:, None]) & others
+        inside, outside = others & (reached > 0), others & (reached == 0)
+        candidates = torch.where(answer[:, None], inside, outside)
         target = (torch.rand(rows, size, generator=generator) * candidates).argmax(1)
-        return edges, torch.stack(order, 1), target.where(fits, -1), answer.long()
+        # Either answer must be possible, else graphs left out for one of them would make the other more frequent.
+        return edges, torch.stack(order, 1), target.where(inside.any(1) & outside.any(1), -1), answer.long()
 
     def task(self, name: str) -> Task:
         """The task on the largest graphs that fit a row; rows are padded in front."""

@@ -11,7 +11,7 @@ import torch
 from segue.decoding.draft.base import Tip, Tree, chain_tree
 from segue.decoding.sampling import softmax
 from segue.errors import SegueError
-from segue.models.base import Decodable, Decoding, begin_token, init_prompt_state, max_positions, pad_rows
+from segue.models.base import Decodable, Decoding, are_alike, begin_token, init_prompt_state, max_positions, pad_rows
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.stack import Stack
 
@@ -27,6 +27,7 @@ class ModelDraft:
 
     def __init__(self, model: Decodable, length: int = 8, min_probability: float = 0.3, name: str = "model") -> None:
         self.model, self.length, self.min_probability, self.name = model, length, min_probability, name
+        self.max_positions = max_positions(model)
         self._states: dict[int, Decoding] = {}  # what the model has read of each request
         self._unread: dict[int, list[int]] = {}  # the observed tokens after that, at least one
 
@@ -38,6 +39,8 @@ class ModelDraft:
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
         drafting = [tip for tip in tips if self._unread.get(tip.row) and min(tip.nodes, tip.depth, self.length) > 0
                     and self._fits(tip.row)]
+        # A model that was compiled meanwhile (`segue.models.compiled.Accelerated`) drafts no more for older rows.
+        drafting = [tip for tip in drafting if are_alike(self._states[tip.row], self._states[drafting[-1].row])]
         chains: dict[int, list[int]] = {tip.row: [] for tip in drafting}
         if drafting:
             with torch.inference_mode():
@@ -46,8 +49,8 @@ class ModelDraft:
 
     def _fits(self, row: int) -> bool:
         """Whether a draft ends within the model's positions."""
-        reach = max_positions(self.model)
-        return reach is None or int(self._states[row].positions) + len(self._unread[row]) + self.length <= reach
+        return self.max_positions is None or \
+            int(self._states[row].positions) + len(self._unread[row]) + self.length <= self.max_positions
 
     def _read(self, rows: Sequence[int]) -> Decoding:
         """Read all but the last token of each of these requests; returns their states joined."""
