@@ -249,7 +249,8 @@ def test_full_attention_read_twice_is_attention_over_both() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, {"taps": 3}, {"window": 4, "kv_heads": 1}, {"span": 4, "ramp": 2}])
+@pytest.mark.parametrize("options", [{}, {"taps": 3}, {"window": 4, "kv_heads": 1}, {"span": 4, "ramp": 2},
+                                     {"relative": 3, "prefix": 4}, {"relative": 9, "clamp": True, "prefix": 5}])
 def test_weights_say_what_is_read(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     mixer, x = Attention(8, 2, **options).double(), torch.randn(2, 9, 8, dtype=torch.float64)
@@ -258,6 +259,21 @@ def test_weights_say_what_is_read(options: dict[str, Any]) -> None:
     values = mixer.project(read, layout.positions)[2].repeat_interleave(2 // mixer.kv_heads, 1)
     torch.testing.assert_close(mixer.output(mixer.weights(x, layout) @ values, x) if mixer.linear_in_values else
                                mixer._project_out(mixer.weights(x, layout) @ values), mixer(x, layout))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{"relative": 3}, {"relative": 20}, {"relative": 3, "clamp": True}])
+def test_distances_within_a_prompt_do_not_depend_on_what_follows(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    mixer, x = Attention(8, 2, prompt=True, **options).double(), torch.randn(2, 12, 8, dtype=torch.float64)
+    whole = mixer(x, Layout.chain((2, 12), prompt=(torch.arange(12) < 6).expand(2, 12)))
+    state = mixer.init_state(2)
+    state.prompt = torch.tensor([6, 6])
+    pieces = []
+    for piece in x.split([6, 1, 5], 1):
+        pieces.append(mixer.extend(piece, state))
+        state.commit()
+    torch.testing.assert_close(torch.cat(pieces, 1), whole)
 
 
 def test_a_learned_span_bounds_the_cache_and_adds_a_penalty() -> None:

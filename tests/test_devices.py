@@ -15,6 +15,10 @@ from segue.decoding.denoise import denoise
 from segue.errors import SegueError
 from segue.mixers import Layout, Mixer
 from segue.models import Stack, StackConfig
+from segue.models.cloze import ClozeModel
+from segue.models.counts import BlendedCounts
+from segue.models.mixture import Mixture
+from segue.models.predict import DecodablePredictor
 from segue.models.stack import both_ways
 from segue.verbs.devices import place
 
@@ -113,6 +117,22 @@ def test_models_of_times_stay_on_their_device(tmp_path: Path) -> None:
     with pretended() as cuda:
         fitted = segue.fit(data, steps=1, objective="timed", device=cuda, **SIZE).to(cuda)
         assert fitted.continue_(tmp_path / "e.csv", 2).items is not None
+
+
+def test_predictors_and_token_states_take_tensors_of_the_device() -> None:
+    counts = BlendedCounts(9, 64).fit([[i % 7, 1, 2, 3] for i in range(30)])
+    with pretended() as cuda, torch.no_grad():
+        stack = Stack(StackConfig(9, 8, ["gru"])).to(cuda)
+        predictor = DecodablePredictor(stack, 8, 8)
+        assert predictor.next([1, 2]).shape == (8,) and predictor.predictions([1, 2]).shape == (2, 8)
+        for model in (ClozeModel(stack, 6), Mixture(stack, counts)):
+            state = model.init_state(2, 4)
+            model.extend(torch.tensor([[1, 2], [3, 0]], device=cuda), state)
+            state.commit(counts=torch.tensor([2, 1], device=cuda))
+            model.extend(torch.tensor([[1, 2], [3, 0]], device=cuda), state)
+            state.commit(torch.tensor([[0, 1], [0, -1]], device=cuda))
+            state.rewind(torch.tensor([1, 0], device=cuda))
+            assert state.select(torch.tensor([1, 0, 0], device=cuda)).positions.tolist() == [2, 3, 3]
 
 
 def test_answers_are_denoised_on_the_device_of_the_model() -> None:

@@ -193,7 +193,7 @@ def test_the_second_cache_holds_the_prompt_only() -> None:
         model.extend(torch.randint(11, (2, 1)), state)
         state.commit()
     sizes = {name: tensor.shape[2] for name, tensor in state.tensors().items() if name.endswith(".k")}
-    assert sizes == {"0.cache.k": 11, "0.source.k": 5, "1.cache.k": 11, "1.source.k": 5}
+    assert sizes == {"0.cache.k": 11, "0.prompt.k": 5, "1.cache.k": 11, "1.prompt.k": 5}
 
 
 # --- how much of the prompt is used --------------------------------------------------------------------------------

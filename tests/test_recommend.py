@@ -239,6 +239,15 @@ def test_a_cloze_model_can_be_decoded(mixer: str) -> None:
         ClozeModel(model.stack, 1)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("mixer", ["attention", "hyena", "linformer"])
+def test_a_cloze_model_reads_each_row_by_itself(mixer: str) -> None:
+    config = StackConfig(ITEMS + 1, 8, [mixer], {"attention": {"heads": 2}, "linformer": {"heads": 2}})
+    model, rows = ClozeModel(Stack(both_ways(config)).double().eval(), LENGTH), [[1, 2, 3], [4], [], [5, 6, 7]]
+    for row, logits in zip(rows, model.predict_next(rows).logits):
+        torch.testing.assert_close(logits, model.predict_next([row]).logits[0])
+
+
 def test_cloze_layers_read_both_ways() -> None:
     config = both_ways(StackConfig(9, 8, ["mamba", "attention:local", "hydra", "lstm"], {
         "mamba": {"states": 4}, "attention:local": {"heads": 2, "window": 3}}))

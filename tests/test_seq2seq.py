@@ -29,6 +29,7 @@ V, WIDTH = 11, 8
 OPTIONS: dict[str, dict[str, Any]] = {
     "attention": {"heads": 2}, "attention:both": {"heads": 2, "causal": False}, "mamba": {"states": 3},
     "gla": {"heads": 2, "gate_rank": 3}, "bidirectional": {"mixer": "gru"}, "hydra": {"heads": 2},
+    "palm": {"heads": 2},
 }
 
 
@@ -147,6 +148,17 @@ def test_every_decoder_equals_the_training_form(name: str) -> None:
     wide = generate(actual, PROMPTS[:1], 2, "beam", num_beams=V)[0]  # so wide a beam sees every answer of two tokens
     best = generate(actual, PROMPTS[:1], 2, "exact", budget=10_000)[0]
     assert best.proven and best.tokens == wide.tokens
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("decoder", ["palm+gru", "hyena+palm"])
+def test_memories_of_the_decoder_and_of_the_source_keep_apart(decoder: str) -> None:
+    actual, tokens = model(decoder).double(), torch.tensor([[1, 2, V, 3, 4], [5, V, 6, 7, 8]])
+    state, expected = actual.init_state(2), actual(tokens).logits[..., :V]
+    logits = [actual.extend(tokens[:, :4], state).logits]
+    state.commit()
+    logits.append(actual.extend(tokens[:, 4:], state).logits)
+    torch.testing.assert_close(torch.cat(logits, 1)[..., :V], expected)
 
 
 def test_penalties_ignore_the_source() -> None:

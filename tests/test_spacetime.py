@@ -130,6 +130,8 @@ def test_bad_films_are_refused() -> None:
         SpaceTimeConfig(3, 16, 0)
     with pytest.raises(SegueError, match="options of mixer"):
         SpatioTemporalDiT(SpaceTimeConfig(3, 16, 1, space_options={"head": 2}))
+    with pytest.raises(SegueError, match="'longvq' has no output map"):
+        SpatioTemporalDiT(SpaceTimeConfig(3, 16, 1, time="longvq"))
     with pytest.raises(SegueError, match="something to go by"):
         ControlBranch(film_model())
     with pytest.raises(SegueError, match="1 and then 4"):

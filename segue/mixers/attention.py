@@ -327,7 +327,9 @@ class Attention(Mixer):
         else:
             pairs = self.pairs(layout) if cache is None else cache.pairs(layout)
             pairs = replace(pairs, trait_differences=difference)
-            y = self.mix(q, k, v, pairs, rule, valid, unit_steps=is_first_call and layout.has_unit_steps, given=given)
+            looks_back = not self.needs_whole_prompt or rule is rules.causal
+            unit_steps = is_first_call and looks_back and layout.has_unit_steps
+            y = self.mix(q, k, v, pairs, rule, valid, unit_steps, given)
         if self.qkv_global is not None:
             if given is not None:
                 raise SegueError("prefixes and global projections do not go together: leave one of them out")

@@ -76,7 +76,7 @@ class PartialAttention(Mixer):
                 part.window = None  # what is near by its position may lie far back
         if self.source is not None:
             k = like.new_zeros(batch, self.source.kv_heads, 0, self.source.head_width)
-            parts["source"] = PromptCache(k, k.clone())
+            parts["prompt"] = PromptCache(k, k.clone())
         return parts
 
     def mark_prompt(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
@@ -106,7 +106,7 @@ class PartialAttention(Mixer):
         if not parts:
             pairs, valid = self.source.pairs(layout), layout.same_document
         else:
-            cache = parts["source"]
+            cache = parts["prompt"]
             assert isinstance(cache, PromptCache)
             pairs, valid = cache.pairs(layout), cache.valid(layout)
             k, v = cache.append(k, v, layout)

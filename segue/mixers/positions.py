@@ -88,8 +88,8 @@ def relative_scores(q: Tensor, table: Tensor, distance: Tensor, causal: bool, un
 
     q: (B, H, ..., Q, E). table: (H, M, E), row k for a distance of k positions back; where `causal` is false
     (H, 2 M - 1, E), row M - 1 + k, with k < 0 for later keys. distance: (B, ..., Q, K) long; ABSENT gives 0.
-    unit_steps: queries and keys are the same nodes of a chain whose positions go up by one: columns are then skewed,
-        which is cheaper than gathering them.
+    unit_steps: queries and keys are the same nodes of a chain whose positions go up by one, and no later keys are seen:
+        columns are then skewed, which is cheaper than gathering them.
     clamp: distances beyond the table use its last row (Shaw et al. 2018), instead of 0 (Huang et al. 2018).
     """
     table, rows, n = table.to(q.dtype), table.shape[1], q.shape[-2]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.layout import Layout, check_parents, check_rows
 from segue.mixers.state import State
-from segue.models.base import Decoding, Output, check_tokens, pad_rows, padding_starts
+from segue.models.base import Decoding, Output, check_tokens, pad_rows
 from segue.models.counts import TokenState
+from segue.models.seq2seq import encode_source
 from segue.models.stack import Stack, StackConfig
 
 ROWS_AT_ONCE = 256  # rows per pass
@@ -72,9 +73,8 @@ class ClozeModel(nn.Module):
             table = [[*row[max(0, len(row) - self.length + 1) :], self.mask]
                      for row in rows[begin : begin + ROWS_AT_ONCE]]
             tokens, lengths = pad_rows(table).to(device), torch.tensor([len(row) for row in table], device=device)
-            shape = (len(table), tokens.shape[1])
-            layout = Layout.chain(shape, starts=padding_starts(lengths, shape[1]), device=device)
-            hidden.append(self.hidden(tokens, layout)[torch.arange(len(table), device=device), lengths - 1])
+            encoded = encode_source(self.stack, tokens, lengths)
+            hidden.append(encoded[torch.arange(len(table), device=device), lengths - 1])
         at_mask = torch.cat([vectors.to(hidden[-1].dtype) for vectors in hidden])
         return Output(self.head(at_mask)[:, : self.vocabulary], at_mask)
 

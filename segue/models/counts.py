@@ -64,9 +64,10 @@ class TokenState:
         past = np.empty_like(self.past)
         num_committed = np.full(self.batch, tokens.shape[1])
         if path is not None:
+            path = path.cpu()
             num_committed = (path >= 0).sum(1).numpy()
         elif counts is not None:
-            num_committed = counts.numpy()
+            num_committed = counts.cpu().numpy()
         for b, n in enumerate(num_committed):
             new = tokens[b, :n] if path is None else tokens[b, path[b, :n].numpy()]
             past[b] = np.concatenate((self.past[b, min(n, size):], new[max(0, n - size):]))
@@ -75,8 +76,8 @@ class TokenState:
         self.pending = None
 
     def select(self, rows: Tensor) -> TokenState:
-        index = rows.numpy()
-        return TokenState(self.past[index], self.filled[index], self.positions[rows], self.window)
+        rows = rows.cpu()
+        return TokenState(self.past[rows.numpy()], self.filled[rows.numpy()], self.positions[rows], self.window)
 
     def join(self, others: Sequence[TokenState]) -> TokenState:
         parts = [self, *others]

@@ -44,20 +44,19 @@ class MixtureState:
 
     def commit(self, path: Tensor | None = None, counts: Tensor | None = None) -> None:
         self.network.commit(path, counts)
-        self.counts.commit(None if path is None else path.cpu(), None if counts is None else counts.cpu())
+        self.counts.commit(path, counts)
 
     def select(self, rows: Tensor) -> MixtureState:
-        return MixtureState(self.network.select(rows), self.counts.select(rows.cpu()))
+        return MixtureState(self.network.select(rows), self.counts.select(rows))
 
     def join(self, others: Sequence[MixtureState]) -> MixtureState:
         return MixtureState(self.network.join([other.network for other in others]),
                             self.counts.join([other.counts for other in others]))
 
     def rewind(self, n: int | Tensor) -> None:
-        counted = n.cpu() if isinstance(n, Tensor) else n
-        self.counts.check_rewind(counted)
+        self.counts.check_rewind(n)
         self.network.rewind(n)
-        self.counts.rewind(counted)
+        self.counts.rewind(n)
 
     def snapshot(self) -> MixtureState:
         return MixtureState(self.network.snapshot(), self.counts.snapshot())

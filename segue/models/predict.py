@@ -64,8 +64,10 @@ class DecodablePredictor:
         rows = [[*start, *row[max(0, len(row) - (self.length or len(row))) :].tolist()] for row in ids]
         if not min(map(len, rows)):
             raise SegueError("an empty prefix has nothing to go on from: give the token that sequences start with")
-        last = torch.tensor([[len(row) - 1] for row in rows])
-        logits = self.model.extend(pad_rows(rows), self.model.init_state(len(rows)), at=last).logits
+        state = self.model.init_state(len(rows))
+        tokens, last = (x.to(state.positions.device) for x in (
+            pad_rows(rows), torch.tensor([[len(row) - 1] for row in rows])))
+        logits = self.model.extend(tokens, state, at=last).logits
         return logits[:, 0, : self.vocabulary].double().softmax(-1).cpu().numpy()
 
     @torch.no_grad()
@@ -75,6 +77,6 @@ class DecodablePredictor:
             return np.empty((0, self.vocabulary))
         if self.start is None or (self.length is not None and len(ids) > self.length + 1):
             return self.next_many([ids[:end] for end in range(len(ids))])
-        tokens = torch.from_numpy(np.concatenate([[self.start], ids[:-1]]))[None]
-        logits = self.model.extend(tokens, self.model.init_state(1)).logits[0, :, :self.vocabulary]
+        tokens, state = torch.from_numpy(np.concatenate([[self.start], ids[:-1]]))[None], self.model.init_state(1)
+        logits = self.model.extend(tokens.to(state.positions.device), state).logits[0, :, : self.vocabulary]
         return logits.double().softmax(-1).cpu().numpy()

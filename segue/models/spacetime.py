@@ -106,8 +106,12 @@ class SpaceTimeBlock(nn.Module):
         self.channel = ChannelMixer(stack)
         self.table = nn.Parameter(torch.randn(6, width) / math.sqrt(width))
         for module in (self.mixer, self.cross, self.channel) if self.over_time else ():
-            if module is not None:
-                zero_init(module.out)
+            if module is None:
+                continue
+            if not hasattr(module, "out"):
+                raise SegueError(f"mixer '{name.partition(':')[0]}' has no output map to begin at zero: choose another "
+                                 "over time")
+            zero_init(module.out)
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         noisy_terms, known_terms = (self.table + inputs.clock)[:, :, None]
