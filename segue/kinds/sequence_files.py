@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from io import BufferedReader
 from itertools import chain, permutations
 from operator import eq
 from pathlib import Path
@@ -413,7 +414,7 @@ def is_fastq(path: Path) -> bool:
     return False
 
 
-def read_fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+def read_fastq(path: Path, handle: BufferedReader, problems: Problems | None) -> Iterator[Found]:
     """FASTQ; letters and qualities may be wrapped over several lines."""
     number, zero = 0, _sign_of_zero(handle.peek(HEAD))
     if problems is not None and zero != PHRED[0]:
