@@ -276,5 +276,8 @@ def test_letters_beside_frames_are_in_no_known_encoding(tmp_path: Path) -> None:
     content = lines(lambda i: f"用户{i % 5},商品{i % 7},2021-03-{i % 28 + 1:02}", head="用户,商品,时间\n")
     with pytest.raises(SegueError, match="is not UTF-8"):
         read(put(tmp_path / "chinese.csv", content.encode("gb18030")))
+    for sign in (b"\xbd", b"\xa1"):  # one half; an American program's degree
+        path = put(tmp_path / "speech.txt", b"It rose by 3" + sign + b" per cent\n" * 9)
+        assert len(read(path)) == 1
     data = read(tmp_path / "chinese.csv", encoding="gb18030")
     assert data.kind.name == "events" and data[0].name == "用户0"

@@ -77,7 +77,8 @@ def _likely(sample: bytes) -> tuple[str, bool]:
     num_high = len(sample.translate(None, bytes(range(128))))
     num_following = sum(len(run) - 1 for run in re.findall(rb"[\x80-\xff]{2,}", sample))
     best, best_score, surely = "latin-1", (False, -1.0), False
-    for encoding, letters in OTHER if 2 * num_following > num_high else LATIN:  # Latin letters stand among ASCII
+    foreign = 2 * num_following > num_high  # Latin letters stand among ASCII
+    for encoding, letters in OTHER if foreign else LATIN:
         text = sample.decode(encoding, "replace")
         counts = Counter(text)
         total = max(1, sum(count for sign, count in counts.items() if sign > "\x7f"))
@@ -93,6 +94,6 @@ def _likely(sample: bytes) -> tuple[str, bool]:
             0.002 * len(letters) - RARE.get(encoding, 0)
         if score > best_score:
             best, best_score = encoding, score
-            surely = (8 if encoding in MANY else 3) * num_usual >= total >= max(BROKEN * counts["\ufffd"],
-                                                                                  4 * num_signs)
+            surely = (8 if encoding in MANY else 3) * num_usual >= total >= BROKEN * counts["\ufffd"] and not (
+                foreign and 4 * num_signs > total)
     return best, surely
