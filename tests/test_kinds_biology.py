@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 from pathlib import Path
 
@@ -73,6 +74,15 @@ def test_an_alignment_of_proteins_that_is_mostly_gaps(tmp_path: Path) -> None:
     (tmp_path / "wide.afa").write_text("".join(f">s{i}\n{row}\n" for i, row in enumerate(rows)))
     data = read(tmp_path / "wide.afa")
     assert data.kind.name == "protein" and [record.object for record in data] == rows
+
+
+@pytest.mark.parametrize("name", ["long.gff", "long.gff.gz"])
+def test_sequences_far_behind_their_annotation(tmp_path: Path, name: str) -> None:
+    rows = "".join(f"c1\tProdigal\tCDS\t{i}\t{i + 90}\t.\t+\t0\tID=P_{i};product=hypothetical\n" for i in range(2000))
+    content = f"##gff-version 3\n{rows}##FASTA\n>c1\n{BASES}\n".encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    data = read(tmp_path / name)
+    assert (data.kind.name, [record.object for record in data]) == ("dna", [BASES])
 
 
 def test_numbered_peptides_are_a_sequence_each(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PIECE = 1 << 24  # bytes of one file held at a time
 HEAD = 1 << 16  # bytes of its beginning by which a file is told
 MOST = 1 << 22  # bytes of it where the columns of a table are named a line each, which may be thousands
+MOST_GFF = 1 << 26  # bytes of annotation that is looked through for sequences behind it
 ARFF = re.compile(rb"(?i)\s*(%[^\n]*\n\s*)*@relation\b")  # a table as Weka writes it
 MARK = encodings.BOM_UTF8
 
@@ -264,8 +265,9 @@ def check_columns(path: Path, requested: Iterable[str], names: Collection[str]) 
 
 
 def head_of(path: Path, encoding: str = "utf-8") -> bytes:
-    """The first `HEAD` unpacked bytes of a file, as UTF-8 where it is in another encoding: this one, or one that a mark
-    at its beginning or its letters tell; a stream that is damaged further on still gives its beginning."""
+    """The first `HEAD` unpacked bytes of a file, and of annotation (GFF) as many of the sequences behind it, as UTF-8
+    where it is in another encoding: this one, or one that a mark at its beginning or its letters tell; a stream that is
+    damaged further on still gives its beginning."""
     with opened(path) as handle:
         head = b""
         try:
@@ -274,6 +276,9 @@ def head_of(path: Path, encoding: str = "utf-8") -> bytes:
             if len(head) >= HEAD and ARFF.match(head):
                 while b"@data" not in head.lower() and len(head) < MOST and (block := handle.read(HEAD)):
                     head += block
+            if len(head) >= HEAD and head.startswith(b"##gff") and b"\n>" not in head:
+                _, separator, letters = handle.read(MOST_GFF).partition(b"\n>")
+                head += separator + letters[:HEAD]
         except (EOFError, OSError, zlib.error, lzma.LZMAError):
             if not head:
                 raise
