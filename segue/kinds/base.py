@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 PIECE = 1 << 24  # bytes of one file held at a time
 HEAD = 1 << 16  # bytes of its beginning by which a file is told
 MOST = 1 << 22  # bytes of it where the columns of a table are named a line each, which may be thousands
-MOST_GFF = 1 << 26  # bytes of annotation that is looked through for sequences behind it
+FAR = 1 << 26  # bytes that are looked through for the sequences of a file which begins with much else
+# Annotation, alignments and reads: how such a file begins, and where its sequences do.
+SEQUENCES = [(re.compile(beginning), re.compile(letters)) for beginning, letters in (
+    (rb"##gff", rb"\n>"), (rb"# STOCKHOLM", rb"\n[^#\s]"), (rb"@(HD|SQ|RG|PG)\t", rb"\n[^@]"),
+    (rb"(?i)#NEXUS", rb"(?i)\n\s*matrix\b"), (rb"!!(NA|AA)_MULTIPLE|PileUp", rb"\n//"))]
 ARFF = re.compile(rb"(?i)\s*(%[^\n]*\n\s*)*@relation\b")  # a table as Weka writes it
 MARK = encodings.BOM_UTF8
 
@@ -265,7 +269,7 @@ def check_columns(path: Path, requested: Iterable[str], names: Collection[str]) 
 
 
 def head_of(path: Path, encoding: str = "utf-8") -> bytes:
-    """The first `HEAD` unpacked bytes of a file, and of annotation (GFF) as many of the sequences behind it, as UTF-8
+    """The first `HEAD` unpacked bytes of a file, and as many from where its `SEQUENCES` begin further on, as UTF-8
     where it is in another encoding: this one, or one that a mark at its beginning or its letters tell; a stream that is
     damaged further on still gives its beginning."""
     with opened(path) as handle:
@@ -276,9 +280,10 @@ def head_of(path: Path, encoding: str = "utf-8") -> bytes:
             if len(head) >= HEAD and ARFF.match(head):
                 while b"@data" not in head.lower() and len(head) < MOST and (block := handle.read(HEAD)):
                     head += block
-            if len(head) >= HEAD and head.startswith(b"##gff") and b"\n>" not in head:
-                _, separator, letters = handle.read(MOST_GFF).partition(b"\n>")
-                head += separator + letters[:HEAD]
+            letters = next((letters for beginning, letters in SEQUENCES if beginning.match(head)), None)
+            if len(head) >= HEAD and letters is not None and not letters.search(head) and \
+                    (match := letters.search(more := handle.read(FAR))):
+                head += more[match.start() : match.start() + HEAD]
         except (EOFError, OSError, zlib.error, lzma.LZMAError):
             if not head:
                 raise
