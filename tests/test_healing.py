@@ -68,7 +68,8 @@ def test_removed_tokens_equal_brute_force(words: list[str], tokens: list[int]) -
     pieces = [words[token] for token in tokens]
     counts = []
     for count in range(1, len(tokens)):  # the first token stays
-        if not (text := "".join(pieces[-count:])):
+        text = "".join(pieces[-count:])
+        if not pieces[-count]:
             break  # a token that spells nothing ends what can be said again
         counts += [count] if any(word.startswith(text) and word != text for word in words) else []
     opened = Spelling(Pieces(words)).open(tokens, 1)

@@ -85,6 +85,19 @@ def test_files_of_rows_have_the_columns_of_the_first(tmp_path: Path) -> None:
     data = read(tmp_path / "stay", kind="rows")
     assert {tuple(item.partition("=")[0] for item in record.object) for record in data} == {("pulse", "oxygen", "unit")}
     assert len(data) == 80
+    for name, head, row in (("gender_submission", "PassengerId,Survived", lambda i: f"{i + 900},{i % 2}"),
+                            ("test", "PassengerId,Class,Sex,Age", lambda i: f"{i + 900},{i % 3},{one_of(*'mf')},{i}"),
+                            ("train", "PassengerId,Class,Sex,Age,Survived",
+                             lambda i: f"{i},{i % 3},{one_of(*'mf')},{i % 37},{i % 2}")):
+        put(tmp_path / "ship" / f"{name}.csv", lines(row, 60, head + "\n"))
+    data = read(tmp_path / "ship")
+    assert data.kind.name == "rows" and len(data) == 120 and len(data[0]) == 4 and len(data[60]) == 3
+    assert "there is no column Survived: rows are read without" in str(data.problems)
+
+
+def test_numbers_of_rows_some_of_which_are_missing_are_no_times(tmp_path: Path) -> None:
+    content = lines(lambda i: f"{i + i // 7 + 1},{near(1.5, .1)},{near(13, 1)},{near(72, 2)},{i // 20 + 1}", 60)
+    check(put(tmp_path / "glass.data", content), "rows", 60, "class=x5 (last)")
 
 
 # -- Series
@@ -139,6 +152,24 @@ def test_bytes_and_durations_in_parquet(tmp_path: Path) -> None:
     check(tmp_path / "stop.parquet", "series", 1, "columns=v, when=time (0 to 58, every 2)")
 
 
+def test_numbers_below_zero_weeks_and_quarters(tmp_path: Path) -> None:
+    content = lines(lambda i: f'{day(i)},"{("(1,234.50)", "2,345.10", "(12.00)")[i % 3]}"', head="date,profit\n")
+    assert check(put(tmp_path / "a.csv", content), "series", 1, "profit")[0].object[:3] == ["-1234.5", "2345.1", "-12"]
+    content = lines(lambda i: f"{2019 + i // 52},{i % 52 + 1},{i * 7 % 90}", 70, "year,week,cases\n")
+    check(put(tmp_path / "b.csv", content), "series", 1, "when=year week (2018-12-31 00:00:00 to 2020-04-27 00:00:00")
+    content = lines(lambda i: f"Q{i % 4 + 1} {2000 + i // 4},{near(5, 1)}", head="Period,GDP\n")
+    check(put(tmp_path / "c.csv", content), "series", 1, "when=Period (2000-01-01 00:00:00 to 2009-10-01 00:00:00")
+
+
+def test_objects_by_date_and_by_user(tmp_path: Path) -> None:
+    rows = {day(9 - i): {"1. open": near(120, 2), "4. close": near(120, 2)} for i in range(9)}
+    content = json.dumps({"Meta Data": {"2. Symbol": "IBM"}, "Time Series (Daily)": rows})
+    check(put(tmp_path / "a.json", content), "series", 1, "columns=1. open,4. close, when=date (2020-01-02")
+    content = json.dumps({f"u{i}": [f"i{(i + k) % 5}" for k in range(i % 4 + 1)] for i in range(20)})
+    data = check(put(tmp_path / "b.json", content), "events", 20, "who=who, what=items")
+    assert data[2].name == "u2" and data[2].object == ["i2", "i3", "i4"]
+
+
 def test_what_stations_measure_are_series_whatever_is_beside_it(tmp_path: Path) -> None:
     content = lines(lambda i: f"{i + 1},2013,3,{1 + i // 24},{i % 24},{near(9, 2, 1)},{near(0, 1, 1)},"
                     f"{one_of('NNW', 'N')},{near(4, 1, 1)},A", head="No,year,month,day,hour,PM,TEMP,wd,WSPM,station\n")
@@ -163,6 +194,12 @@ def test_what_stations_measure_are_series_whatever_is_beside_it(tmp_path: Path) 
 ])
 def test_events_of_public_data_sets(tmp_path: Path, name: str, content: str, sequences: int, note: str) -> None:
     check(put(tmp_path / name, content), "cases" if name == "trace.txt" else "events", sequences, note)
+
+
+def test_measured_numbers_beside_times_are_no_events(tmp_path: Path) -> None:
+    path = put(tmp_path / "warm.csv", lines(lambda i: f"{day(i)},{near(9, 2)}", head="date,temperature\n"))
+    with pytest.raises(SegueError, match="its numbers are measured"):
+        read(path, kind="events")
 
 
 # -- Text beside numbers
@@ -214,9 +251,7 @@ def test_codes_between_blanks_are_rows(tmp_path: Path) -> None:
     check(put(tmp_path / "german.data", content), "rows", 60, "class=x7 (last)")
 
 
-def test_tables_of_films_users_and_commits(tmp_path: Path) -> None:
-    content = lines(lambda i: f"{i + 1},Story {i} (1995),{one_of('Comedy', 'Drama')}", head="movieId,title,genres\n")
-    check(put(tmp_path / "movies.csv", content), "text", 40, "field=title")
+def test_tables_of_users_and_commits(tmp_path: Path) -> None:
     content = lines(lambda i: f"{i + 1}|{20 + i * 7 % 40}|{one_of(*'MF')}|{one_of('writer', 'other')}|8{i}")
     check(put(tmp_path / "u.user", content), "rows", 40, "columns=x1,x2,x3,x4")
     content = lines(lambda i: f"user_{i}\t{one_of(*'mf')}\t{20 + i % 9}\t{one_of(*'JP')}\tAug {i % 28 + 1}, 2006",

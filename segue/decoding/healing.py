@@ -44,8 +44,8 @@ class Spelling:
         prompt: OpenPrompt | None = None
         for count in range(1, len(tokens) - keep + 1):
             text: Text = self.codec.decode(tokens[-count:])
-            if not text or len(text) >= self.longest:
-                break
+            if not self.codec.decode(tokens[-count:][:1]) or len(text) >= self.longest:
+                break  # a token that spells nothing (a special one) could not be said again
             if any(len(longer) > len(text) for longer in self.texts[self.starting_with(text)]):
                 prompt = OpenPrompt(tokens[:-count], text, count)
         return prompt

@@ -18,6 +18,7 @@ from segue.kinds.base import words
 from segue.kinds.frame import ROWS, Frame, Look
 from segue.kinds.frame import number as is_number
 from segue.kinds.moments import CLOCK, moment_columns, moment_texts
+from segue.kinds.numbers import are_numbers
 from segue.kinds.times import NUMBER, timelike
 
 
@@ -266,7 +267,8 @@ def _remaining_roles(frame: Frame, who: str | None, what: str | None,
     left; THIS and the only column beside the times where both are missing."""
     free = _free(frame, who, what, when)
     if (who is None) == (what is None):
-        if who is None and when is not None and len(free) < 2:
+        if who is None and when is not None and len(free) < 2 and not any(
+                are_amounts(frame.columns[name][:1000].to_pylist()) for name in free):
             return THIS, free[0] if free else THAT
         return who, what
     last = free[0] if len(free) == 1 and _repeats(frame.columns[free[0]]) else None
@@ -460,6 +462,12 @@ def _repeats(column: Any) -> bool:
         return False
     texts = [str(value) for value in values if value is not None]
     return not measured(texts) and sum(map(len, texts)) <= 40 * len(texts)
+
+
+def are_amounts(cells: Sequence[Any]) -> bool:
+    """Numbers, however they are written, that are not all whole ones without a sign."""
+    filled = [str(cell) for cell in cells if cell is not None]
+    return are_numbers(filled) and not all(map(str.isdigit, filled))
 
 
 def measured(values: Iterable[Any]) -> bool:

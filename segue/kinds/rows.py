@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write
-from segue.kinds.base import Dataset, Kind, Problems, Record, looks_binary, of_class, words
+from segue.kinds.base import Dataset, Kind, Problems, Record, head_of, looks_binary, of_class, words
 from segue.kinds.codecs import MISSING, CellCodec, Codec, decimal
 from segue.kinds.columns import class_column, class_of, has_class, look, says_few
 from segue.kinds.frame import DELIMITED, JSON, PARQUET, Frame, Look, glance, is_parquet, is_tabular, load_table
 from segue.kinds.frame import number as is_number
 from segue.kinds.moment_rows import counts_rows, numbers_of, says_when
 from segue.kinds.numbers import likeness, number_in
+from segue.kinds.packed import actual, bare
 from segue.kinds.roles import (
     WHAT,
     WHO,
@@ -115,8 +117,8 @@ class Rows(Kind):
 
     def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
                  **options: Any) -> Iterator[Record]:
-        """As `Kind.read_all`, but of all files the columns of the first are read."""
-        for path in paths:
+        """As `Kind.read_all`, but of all files the columns of that are read which has most of them; it comes first."""
+        for path in sorted(paths, key=_width, reverse=True):
             for record in super().read_all([path], problems, named, **options):
                 if not options.get("columns"):
                     options["columns"] = [item.partition("=")[0] for item in record.object]
@@ -168,6 +170,14 @@ class Rows(Kind):
         if invalid := next((item for item in items if "=" not in item), None):
             raise SegueError(f"{invalid!r:.60} is no cell of a row: give column=value")
         return items
+
+
+def _width(path: Path) -> tuple[int, int]:
+    """How many columns the beginning of a file has, and its size in bytes; (0, 0) of one that cannot be read."""
+    with suppress(SegueError, OSError):
+        table = glance(bare(path), head_of(path))
+        return len(table.names) if table else 0, actual(path).stat().st_size
+    return 0, 0
 
 
 def describe_columns(order: Sequence[str], label_column: str | None, taken: bool, skipped: Sequence[str]) -> str:

@@ -44,6 +44,7 @@ from segue.kinds.roles import (
     WHO,
     Roles,
     addresses,
+    are_amounts,
     are_numbers_of,
     are_things,
     are_wordy,
@@ -122,7 +123,7 @@ class Events(Kind):
             return 0.75
         if names and self._guessed(path, table):
             return 0.72
-        if when and len(names) == 2 and not measured(table.column(next(name for name in names if name != when))):
+        if when and len(names) == 2 and not are_amounts(table.column(next(name for name in names if name != when))):
             return 0.6
         if addresses(table):
             return 0.05

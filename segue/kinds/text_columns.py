@@ -38,7 +38,7 @@ CHOICE = re.compile(r"(choice|option|sol|ending|answer|opt|hyp)[ _]?[0-9a-f]|[a-
 VERSION = re.compile(r"(response|output|completion|human_ref|answer)[ _]?[01aj]", re.IGNORECASE)
 LANGUAGE = re.compile(r"(translation\.)?([a-z]{2,3}([_-]\w{2,4})?|(english|french|german|spanish|italian|russian|"
                       r"chinese|japanese)\b.*)", re.IGNORECASE)
-NAMED = words("name title word surname lastname firstname fullname")  # columns of short texts
+NAMED = words("name word surname lastname firstname fullname")  # columns of short texts
 DIALOGUES = words("dialogue dialog conversation transcript context")
 TOKENS = ("tokens", "words", "token")  # lists of the words of a text
 # Fields of the turns of a dialogue: what is said, and by whom; and lists of turns that do not say by whom.

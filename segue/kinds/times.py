@@ -26,7 +26,8 @@ DATED = re.compile(r"(?i)dat(e|um|a)|fecha|日|tag\b")
 SERIAL = 29221, 65746  # days of a spreadsheet: the years 1980 to 2079
 DATE = re.compile(r"\[?([A-Z][a-z]{2},? )?(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}[-/ ][A-Za-z]{3,9}[-/ ]\d{2,4}|"
                   r"[A-Z][a-z]{2,8}\.? \d{1,2},?( [\d:]+)?( [+-]\d{4}| [A-Z]{3,4})? \d{4}|\d{4}年\d{1,2}月\d{1,2}日)"
-                  r"([T ,:].*)?|\d{4}[-/](0?[1-9]|1[0-2])|\d{4}[-/ ]?Q[1-4]|[A-Z][a-z]{2}[- ](\d{2}|\d{4})|"
+                  r"([T ,:].*)?|\d{4}[-/](0?[1-9]|1[0-2])|\d{4}[-/ ]?Q[1-4]|Q[1-4][-/ ]\d{4}|"
+                  r"[A-Z][a-z]{2}[- ](\d{2}|\d{4})|"
                   r"(January|February|March|April|June|July|August|September|October|November|December)[- ]\d{4}|"
                   r"\d{4}[- ][A-Z][a-z]{2}|\d{4}M(0?[1-9]|1[0-2])")
 DAY = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")  # 20240131
@@ -202,7 +203,7 @@ def _guessed(text: Any, path: Path) -> np.ndarray:
     return scaled(times) if 2 * sum(bool(NUMBER.fullmatch(value)) for value in distinct) > len(distinct) else times
 
 
-QUARTER = re.compile(r"(\d{4})[-/ ]?Q([1-4])")
+QUARTER = re.compile(r"(?P<year>\d{4})[-/ ]?Q(?P<quarter>[1-4])|Q(?P<first>[1-4])[-/ ](?P<last>\d{4})")
 AMERICA = {"E": "-0500", "C": "-0600", "M": "-0700", "P": "-0800"}  # in winter
 POINTED = re.compile(r"\b(\d{1,2})\.(\d\d)\.(\d\d)\.(\d{1,9})(?= ?[AP]M)")  # as Oracle writes it
 UNTIL = re.compile(r"(.*\d:\d\d) - .*\d:\d\d.*")  # of a time from and to, the first
@@ -218,7 +219,8 @@ def _dated(texts: list[str], path: Path) -> np.ndarray:
     clocks, offsets = [], []
     for text in texts:
         text = POINTED.sub(r"\1:\2:\3.\4", UNTIL.sub(r"\1", text))
-        text = QUARTER.sub(lambda quarter: f"{quarter[1]}-{3 * int(quarter[2]) - 2:02d}", text)
+        text = QUARTER.sub(lambda said: f"{said['year'] or said['last']}-"
+                           f"{3 * int(said['quarter'] or said['first']) - 2:02d}", text)
         parsed = WRITTEN.fullmatch(text)
         if parsed and (parsed["zone"] or "")[:1] in ("+", "-") and not re.search(r"\d[:.]\d\d", parsed["clock"]):
             parsed = None  # 14-08-2018

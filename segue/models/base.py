@@ -19,6 +19,7 @@ __all__ = [
     "Layout",
     "Output",
     "State",
+    "are_alike",
     "begin_token",
     "check_prompt",
     "check_tokens",
@@ -117,6 +118,11 @@ class Decoding(Protocol):
     def rewind(self, n: int | Tensor) -> None: ...
     def snapshot(self) -> Decoding: ...
     def restore(self, snapshot: Any) -> None: ...
+
+
+def are_alike(one: Decoding, other: Decoding) -> bool:
+    """Whether two states (of a mixture: those of its network) belong to the same code, so that they can be joined."""
+    return type(getattr(one, "network", one)) is type(getattr(other, "network", other))
 
 
 @runtime_checkable

@@ -23,7 +23,7 @@ from segue.decoding.loop import Loop, Prefill, eval_mode
 from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.verify import Row, top_tokens
 from segue.errors import SegueError
-from segue.models.base import Decodable, Decoding, begin_token, check_prompt, needs_whole_prompt
+from segue.models.base import Decodable, Decoding, are_alike, begin_token, check_prompt, needs_whole_prompt
 
 MIN_PREFIX_TOKENS = 16  # shorter prefixes are faster to read again than to look up and copy
 
@@ -357,11 +357,6 @@ class Engine:
         self._errors.clear()
         for ticket in failed:
             ticket.send(AnswerUpdate(0, error=error))
-
-
-def are_alike(one: Decoding, other: Decoding) -> bool:
-    """Whether two states (for a mixture: of its network) belong to the same code, so that they can be joined."""
-    return type(getattr(one, "network", one)) is type(getattr(other, "network", other))
 
 
 def score_prompt(logprobs: np.ndarray, request: Request, begin: int) -> list[PromptScore]:

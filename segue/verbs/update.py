@@ -124,7 +124,7 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
     """
     begin = time.monotonic()
     minutes = training_minutes(minutes, steps, MINUTES)
-    learner = strategy_named(strategy) if isinstance(strategy, str) else strategy
+    learner = strategy if isinstance(strategy, Strategy) else strategy_named(str(strategy))
     job = fitted.update_job()
     check_request(job, data, learner, choices)
     packing = fitted.model.resettable and learner.packs
@@ -133,7 +133,7 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
     notes = [*([describe_unknown(share, data)] if share else []), *fitted.reading_differences(data)]
     memory = fitted.memory or job.new_memory()
     numbers = itertools.count(len(fitted.report.get("updates", [])) + 1)  # a merged model has another's experiences
-    name = name or next(free for number in numbers if (free := f"update {number}") not in memory.exams)
+    name = str(name) if name else next(free for number in numbers if (free := f"update {number}") not in memory.exams)
     if name in memory.exams:
         raise SegueError(f"the model has learned an experience called '{name}' already: choose another name")
     request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else learner.name,

@@ -11,7 +11,7 @@ import torch
 from segue.decoding.draft.base import Tip, Tree, chain_tree
 from segue.decoding.sampling import softmax
 from segue.errors import SegueError
-from segue.models.base import Decodable, Decoding, begin_token, init_prompt_state, max_positions, pad_rows
+from segue.models.base import Decodable, Decoding, are_alike, begin_token, init_prompt_state, max_positions, pad_rows
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.stack import Stack
 
@@ -39,6 +39,8 @@ class ModelDraft:
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
         drafting = [tip for tip in tips if self._unread.get(tip.row) and min(tip.nodes, tip.depth, self.length) > 0
                     and self._fits(tip.row)]
+        # A model that was compiled meanwhile (`segue.models.compiled.Accelerated`) drafts no more for older rows.
+        drafting = [tip for tip in drafting if are_alike(self._states[tip.row], self._states[drafting[-1].row])]
         chains: dict[int, list[int]] = {tip.row: [] for tip in drafting}
         if drafting:
             with torch.inference_mode():
