@@ -120,12 +120,12 @@ def test_arrays_of_few_levels_reach_white(tmp_path: Path, dtype: type) -> None:
 
 
 def test_tables_whose_header_is_longer_than_the_look_at_a_file(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 32 * 32))
-    header = ",".join(["label", *(f"{'pixel' * 13}_{i}" for i in range(pixels.shape[1]))])
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64 * 64))
+    header = ",".join(["label", *(f"pixel_of_place_{i}" for i in range(pixels.shape[1]))])
     rows = "".join(f"{i},{','.join(map(str, row))}\n" for i, row in enumerate(pixels))
     assert len(header) > HEAD
     (tmp_path / "a.csv").write_text(f"{header}\n{rows}")
-    data = segue.read(tmp_path / "a.csv", side=32, levels=256)
+    data = segue.read(tmp_path / "a.csv", side=64, levels=256)
     assert data.kind is PICTURE and [list(map(int, record.object[1:])) for record in data] == pixels.tolist()
 
 
