@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from segue import read
 from segue.kinds import KINDS
+from segue.kinds.base import HEAD
 from segue.testing import check_kind
 
 ONE = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVK"
@@ -73,6 +75,29 @@ def test_an_alignment_of_proteins_that_is_mostly_gaps(tmp_path: Path) -> None:
     (tmp_path / "wide.afa").write_text("".join(f">s{i}\n{row}\n" for i, row in enumerate(rows)))
     data = read(tmp_path / "wide.afa")
     assert data.kind.name == "protein" and [record.object for record in data] == rows
+
+
+@pytest.mark.parametrize("name, begin, line, end, kind, letters, count", [
+    ("a.gff", "##gff-version 3\n", "c1\tProdigal\tCDS\t{0}\t{0}\t.\t+\t0\tID=P_{0};product=x\n",
+     f"##FASTA\n>c1\n{BASES}\n", "dna", BASES, 1),
+    ("a.sam", "@HD\tVN:1.6\n", "@SQ\tSN:ENST{:011}\tLN:1000\n",
+     f"r\t0\tA\t7\t30\t60M\t*\t0\t0\t{BASES}\t*\n", "dna", BASES, 1),
+    ("a.sto", "# STOCKHOLM 1.0\n", "#=GS Q{0}_HUMAN/1-20 AC Q{0}.1\n", f"a/1-60  {ONE}\nb/1-60  {OTHER}\n//\n",
+     "protein", ONE, 2),
+    ("a.nex", "#NEXUS\nbegin taxa;\ntaxlabels\n", "taxon_{}_of_a_long_name\n", ";\nend;\nbegin characters;\n"
+     f"dimensions ntax=2 nchar=60;\nformat datatype=dna;\nmatrix\nA {BASES}\nB {BASES}\n;\nend;\n", "dna", BASES, 2),
+    ("a.msf", "!!AA_MULTIPLE_ALIGNMENT 1.0\n\n MSF: 60  Type: P  Check: 1  ..\n\n", "! of a long comment {}\n",
+     f" Name: a  Len: 60  Check: 1\n\n//\n\na  {in_blocks(ONE)}\n", "protein", ONE, 1),
+])
+def test_sequences_far_behind_something_else(tmp_path: Path, name: str, begin: str, line: str, end: str, kind: str,
+                                             letters: str, count: int) -> None:
+    content = begin + "".join(map(line.format, range(4000))) + end
+    assert len(content) > HEAD
+    (tmp_path / name).write_text(content)
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
+    for path in (name, f"{name}.gz"):
+        data = read(tmp_path / path)
+        assert (data.kind.name, data[0].object, len(data)) == (kind, letters, count)
 
 
 def test_numbered_peptides_are_a_sequence_each(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import segue
 from segue.errors import SegueError
 from segue.kinds import KINDS, Record
-from segue.kinds.base import Problems
+from segue.kinds.base import HEAD, Problems
 from segue.kinds.picture_form import FRAME, Form, decode_items, encode_frames, grid
 from segue.testing.kinds import check_kind
 
@@ -117,6 +117,16 @@ def test_arrays_of_few_levels_reach_white(tmp_path: Path, dtype: type) -> None:
     np.save(tmp_path / "digits.npy", digits.astype(dtype))
     data = segue.read(tmp_path / "digits.npy", kind="picture", side=8, levels=17)
     assert [list(map(int, record.object[1:])) for record in data] == digits.reshape(20, -1).tolist()
+
+
+def test_tables_whose_header_is_longer_than_the_look_at_a_file(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64 * 64))
+    header = ",".join(["label", *(f"pixel_of_place_{i}" for i in range(pixels.shape[1]))])
+    rows = "".join(f"{i},{','.join(map(str, row))}\n" for i, row in enumerate(pixels))
+    assert len(header) > HEAD
+    (tmp_path / "a.csv").write_text(f"{header}\n{rows}")
+    data = segue.read(tmp_path / "a.csv", side=64, levels=256)
+    assert data.kind is PICTURE and [list(map(int, record.object[1:])) for record in data] == pixels.tolist()
 
 
 def test_mnist_arrays_are_read(tmp_path: Path) -> None:

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 PIECE = 1 << 24  # bytes of one file held at a time
 HEAD = 1 << 16  # bytes of its beginning by which a file is told
 MOST = 1 << 22  # bytes of it where the columns of a table are named a line each, which may be thousands
+FEW = 6  # lines that are looked at of a table whose rows are long
+FAR = 1 << 26  # bytes that are looked through for the sequences of a file which begins with much else
+# Annotation, alignments and reads: how such a file begins, and where its sequences do.
+SEQUENCES = [(re.compile(beginning), re.compile(letters)) for beginning, letters in (
+    (rb"##gff", rb"\n>"), (rb"# STOCKHOLM", rb"\n[^#\s]"), (rb"@(HD|SQ|RG|PG)\t", rb"\n[^@]"),
+    (rb"(?i)#NEXUS", rb"(?i)\n\s*matrix\b"), (rb"!!(NA|AA)_MULTIPLE|PileUp", rb"\n//"))]
 ARFF = re.compile(rb"(?i)\s*(%[^\n]*\n\s*)*@relation\b")  # a table as Weka writes it
 MARK = encodings.BOM_UTF8
 
@@ -264,8 +270,9 @@ def check_columns(path: Path, requested: Iterable[str], names: Collection[str]) 
 
 
 def head_of(path: Path, encoding: str = "utf-8") -> bytes:
-    """The first `HEAD` unpacked bytes of a file, as UTF-8 where it is in another encoding: this one, or one that a mark
-    at its beginning or its letters tell; a stream that is damaged further on still gives its beginning."""
+    """The first `HEAD` unpacked bytes of a file, and as many from where its `SEQUENCES` begin further on, as UTF-8
+    where it is in another encoding: this one, or one that a mark at its beginning or its letters tell; a stream that is
+    damaged further on still gives its beginning."""
     with opened(path) as handle:
         head = b""
         try:
@@ -274,6 +281,13 @@ def head_of(path: Path, encoding: str = "utf-8") -> bytes:
             if len(head) >= HEAD and ARFF.match(head):
                 while b"@data" not in head.lower() and len(head) < MOST and (block := handle.read(HEAD)):
                     head += block
+            while len(head) >= HEAD and is_wide(head) and head.count(b"\n") < FEW and len(head) < MOST and \
+                    (block := handle.read(HEAD)):
+                head += block
+            letters = next((letters for beginning, letters in SEQUENCES if beginning.match(head)), None)
+            if len(head) >= HEAD and letters is not None and not letters.search(head) and \
+                    (match := letters.search(more := handle.read(FAR))):
+                head += more[match.start() : match.start() + HEAD]
         except (EOFError, OSError, zlib.error, lzma.LZMAError):
             if not head:
                 raise
@@ -281,6 +295,12 @@ def head_of(path: Path, encoding: str = "utf-8") -> bytes:
             encoding = detect_encoding(head, encoding)
             return head if encoding == "utf-8" else head.decode(encoding, "ignore").encode("utf-8", "ignore")
         return head
+
+
+def is_wide(head: bytes) -> bool:
+    """Whether the first line of a text may be one of a table of a thousand columns or more."""
+    first = head.partition(b"\n")[0]
+    return head[:1] not in b"[{" and max(map(first.count, (b",", b"\t", b";"))) >= 1000
 
 
 def marked(data: bytes, encoding: str) -> str:

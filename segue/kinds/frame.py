@@ -26,7 +26,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import ARFF, HEAD, MOST, Problems, as_utf8, bad, looks_binary, marked, parsed_xml, words
+from segue.kinds.base import (
+    ARFF,
+    FEW,
+    HEAD,
+    MOST,
+    Problems,
+    as_utf8,
+    bad,
+    is_wide,
+    looks_binary,
+    marked,
+    parsed_xml,
+    words,
+)
 from segue.kinds.documents import as_row, document, evenly_spaced, flat, rows_of
 from segue.kinds.games import PLAYED, STONE, are_moves, games_of, is_games
 from segue.kinds.packed import actual, bare, opened
@@ -789,6 +802,8 @@ def _load_text(path: Path, raw: bytes, problems: Problems, requested: frozenset[
     """Delimited text as columns of text; a row with another number of cells is a problem and is left out."""
     raw = _usual_csv(raw)
     head_size = MOST if ARFF.match(raw[:HEAD]) else HEAD
+    if head_size == HEAD and is_wide(raw[:HEAD]):
+        head_size = max(HEAD, sum(map(len, raw[:MOST].splitlines(keepends=True)[:FEW])))
     head = raw[:head_size].decode("utf-8", "ignore")
     look = _look_text(bare(path).suffix.lower(), head, len(raw) > head_size, requested)
     if look is None:
@@ -796,7 +811,7 @@ def _load_text(path: Path, raw: bytes, problems: Problems, requested: frozenset[
     for line in look.odd:
         bad(problems, path, f"line {line}", None, f"not of the table of {len(look.names)} columns below; remove it")
     raw, delimiter, first_line = _body(raw, look)
-    while head_size > HEAD and raw.rstrip().rpartition(b"\n")[2].startswith(b"%"):  # what Weka's files may end with
+    while head_size == MOST and raw.rstrip().rpartition(b"\n")[2].startswith(b"%"):  # what Weka's files may end with
         raw = raw.rstrip().rpartition(b"\n")[0]
     if not raw.strip():
         raise SegueError(f"{path}: there is no row below the header; give a table with a row an event")

@@ -39,7 +39,8 @@ def wide(table: Look, classes: Collection[str] = (), has_classes: bool = False) 
     if len(years) >= DAYS and len(set(np.diff(year_numbers).tolist())) == 1 and year_numbers[1] > year_numbers[0]:
         return years
     moments = _numbered(table.names, others)
-    others_beside = [name for name in table.names if name not in moments]
+    set_of_moments = set(moments)
+    others_beside = [name for name in table.names if name not in set_of_moments]
     if len(moments) < FEW or column_called(others, WHEN) or any(timelike(table.column(name)) for name in others):
         return []
     if not all(name in others or name in classes for name in others_beside) or len(others_beside) > MOST_BESIDE:
@@ -64,7 +65,8 @@ def _numbered(names: Sequence[str], excluded: Collection[str]) -> list[str]:
 
 def number_grid(table: Look, names: Sequence[str]) -> np.ndarray:
     """(N, C) float64: the numbers seen in these columns, NaN where there is none."""
-    places = [table.names.index(name) for name in names]
+    place_of = {name: place for place, name in enumerate(table.names)}
+    places = [place_of[name] for name in names]
     return np.array([[number_in(row[place]) if place < len(row) else np.nan for place in places]
                      for row in table.rows], dtype=np.float64).reshape(len(table.rows), len(places))
 
