@@ -190,7 +190,7 @@ def build_request(model: Decodable, codec: Codec, primes: Sequence[Any], n: int 
     stops = Stops(stop, codec) if len(stop) else None
     prompts = [prime_tokens(codec, prime, model) for prime in primes]
     leads: list[Any] = [answer_lead(codec, model)] * len(prompts)
-    limits = None if n is None else [n] * len(prompts) if isinstance(n, int) else list(n)
+    limits: Any = None if n is None else resolve_limits(n, len(prompts))
     max_units = limits if codec.counted else None
     recipe = DECODERS.get(decoder or "")
     searches = recipe is not None and recipe.search is not None  # which has no stop conditions
@@ -204,7 +204,6 @@ def build_request(model: Decodable, codec: Codec, primes: Sequence[Any], n: int 
         if any(leads):
             processors.append(Healing(spelling_of(codec)))
             if limits is not None:  # respelled tokens are not counted
-                resolve_limits(limits, len(prompts))
                 limits = [limit + getattr(prompt, "removed_count", 0) for limit, prompt in zip(limits, prompts)]
     conditions: list[Until] = [stop_condition(stops, len(lead), until) for lead in leads]
     if max_units is not None:
