@@ -264,7 +264,7 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
         if n is None:
             raise SegueError(f"decoder '{name}' needs to know how long the answer may be: give n")
         if "seed" in SEARCHES[recipe.search].options:
-            if not isinstance(seed, int):
+            if not isinstance(seed, Integral):
                 raise SegueError(f"decoder '{name}' draws the same for every prompt: give one seed")
             search_options["seed"] = seed
         if backspace is not None or until is not None:
