@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from weights import shake
 
 import segue
 from segue.decoding import generate
 from segue.models import Stack, StackConfig
+from segue.models.base import needs_whole_prompt
 from segue.models.bounded import bound_attention
 from segue.models.compiled import accelerate
+from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.stack import has_constant_state
 
 STACKS = {"attention": {}, "grouped": {"kv_heads": 2}, "no positions": {"positions": "none"}}
@@ -47,6 +50,25 @@ def test_mixers_without_unbounded_attention_stay_unchanged() -> None:
     for stack in (stack_of("attention", window=5), stack_of("attention", positions="alibi"), stack_of("gru"),
                   stack_of("attention", relative=9)):
         assert bound_attention(stack, 3) is stack
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mixer", ["jrt", "palm", "attention"])
+def test_a_stack_that_learned_without_prompts_reads_them_as_its_rows(mixer: str) -> None:
+    options = {"heads": 2, **({"prompt": True} if mixer == "attention" else {})}
+    torch.manual_seed(0)
+    stack = Stack(StackConfig(29, 16, [mixer, "gru"], {mixer: options})).double().eval()
+    shake(stack, 0.3)
+    prompts = [torch.randint(29, (n,)).tolist() for n in (9, 4)]
+    reader = bound_attention(stack, 30)
+    assert needs_whole_prompt(stack) and not needs_whole_prompt(reader) and not needs_whole_prompt(accelerate(reader))
+    all_layers = Scheduled(reader, DepthSchedule((2,)))
+    for network in (reader, all_layers, accelerate(bound_attention(stack.float(), 30))):
+        for prompt, answer in zip(prompts, generate(network, prompts, 6)):
+            logits = stack(torch.tensor([prompt + answer.tokens])).logits[0, len(prompt) - 1 : -1]
+            assert logits.argmax(-1).tolist() == answer.tokens
+    fixed = Stack(StackConfig(29, 16, ["jrt", "attention"], {"jrt": {"heads": 2, "prefix": 3}}))
+    assert needs_whole_prompt(bound_attention(fixed, 30))
 
 
 def test_a_fitted_model_continues_within_its_context(tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     (["fit", __file__, "--out", "y", "--steps", "2", "--set", "codec=byte"], "codec is a Codec"),
     (["fit", __file__, "--out", "y", "--steps", "2", "--set", "out=z", "--set", "data=z"], "data and out cannot be"),
     (["fit", __file__, "--out", "y", "--steps", "2", "--set", "held_out=2"], "2 is no data"),
+    (["fit", __file__, "--out", "y", "--set", "minutes=two"], "minutes cannot be 'two'"),
+    (["fit", __file__, "--out", "y", "--steps", "2", "--set", "mix=False"], "true or false"),
     (["read", __file__, "--kind", "opera"], "there is no kind 'opera'"),
     (["read", __file__, "--kind", "dna"], "--read column=..."),
 ])

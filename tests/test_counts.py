@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from segue.decoding.draft.counts import CountDraft
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
+from segue.models.base import init_prompt_state, needs_whole_prompt
 from segue.models.counts import BlendedCounts, CountModel, TokenState, documents_bits, sample_spans, split_held_out
 from segue.models.gate import Gate
 from segue.models.mixture import Mixture
@@ -331,6 +332,14 @@ def test_mixture_is_proper_and_scores_what_it_decodes(mixture: Mixture, tmp_path
     assert torch.equal(loaded.scores(line, context=40), scores)
     with pytest.raises(SegueError, match="share one codec"):
         Mixture(mixture.network, BlendedCounts(13))
+
+
+def test_a_mixture_reads_prompts_as_its_network_does(blend: BlendedCounts) -> None:
+    for mixer, ahead in (("jrt", True), ("gru", False)):
+        mixture = Mixture(Stack(StackConfig(12, 16, [mixer])), blend)
+        assert needs_whole_prompt(mixture) == ahead
+        prompt_lengths = init_prompt_state(mixture, [[1, 2, 3], [4]]).network.prompt
+        assert (None if prompt_lengths is None else prompt_lengths.tolist()) == ([3, 1] if ahead else None)
 
 
 def test_short_documents_score_alike_alone_and_together(mixture: Mixture) -> None:

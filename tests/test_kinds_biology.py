@@ -52,6 +52,7 @@ ATOMS = "".join(f"ATOM  {i:5}  CA  {residue} A{i:4}    {3.8 * i:8.3f}   0.000   
     ("rows.phy", f" 2 60\nHUMAN_LONG {in_blocks(ONE[:30])}\n           {in_blocks(ONE[30:])}\nCHIMP_LONG "
                  f"{in_blocks(OTHER[:30])}\n           {in_blocks(OTHER[30:])}\n", "protein", [ONE, OTHER]),
     ("model.pdb", f"EXPDTA    THEORETICAL MODEL, MODELLER 10.4\nREMARK   6 SCORE\n{ATOMS}", "protein", ["MVL"]),
+    ("named.pdb", f"HEADER    3ZP9 PROTEIN\nREMARK    BY A TOOL\n{ATOMS}", "protein", ["MVL"]),
     ("babel.pdb", f"COMPND    UNNAMED\nAUTHOR    BABEL\n{ATOMS}", "protein", ["MVL"]),
     ("paml.nuc", f"2 60\nhuman\n{BASES}\nchimp\n{BASES}\n", "dna", [BASES, BASES]),
     ("primers.fa", ">515F\nGTGYCAGCMGCCGCGGTAA\n>926R\nCCGYCAATTYMTTTRAGTTT\n", "dna",
@@ -109,3 +110,6 @@ def test_qualities_are_those_of_their_time(tmp_path: Path, signs: str, expected:
     data = read(tmp_path / "a.fq")
     assert [record.channels["quality"].tolist() for record in data] == [expected] * 3
     assert ("before version 1.8" in data.problems.note) == told
+    for content in ("\n@r\nACGTA\n\n+\nIIIII\n" * 3, "@r\nACG\nTA\n+\nIII\nII\n" * 3):
+        (tmp_path / "b.fq").write_text(content)
+        assert not read(tmp_path / "b.fq").problems.note

@@ -71,6 +71,8 @@ SIGNS = [" ".join(SMILES_SIGN.findall(smiles)) for smiles in [*DRUGS, *DRUGS, "C
 
 @pytest.mark.parametrize("name, lines, names", [
     ("CID-SMILES", [f"{i}\t{smiles}" for i, smiles in enumerate(DRUGS, 1)], [*map(str, range(1, 8))]),
+    ("named.smi", [f"CHEMBL214_{i}\t{smiles}" for i, smiles in enumerate(DRUGS)], ["CHEMBL214_0", "CHEMBL214_1"]),
+    ("named.txt", [f"drug{i} {smiles}" for i, smiles in enumerate(DRUGS)], ["drug0"]),
     ("src-train.txt", SIGNS, ["line 1"]),
     ("signs.csv", ["id,smiles", *(f"m{i},{signs}" for i, signs in enumerate(SIGNS))], ["m0"]),
     ("library.cxsmiles", ["smiles\tid\tMW", *(f"{smiles} |&1:0,r|\tZ{i}\t1" for i, smiles in enumerate(DRUGS))],

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,7 +61,8 @@ def test_lists_of_every_sort_become_data() -> None:
     ([Record([1], {"t": np.zeros(1)}), Record([1], {})], {}, "give all records the same"),
     ([Record([1], {"t": np.array(["x"])})], {}, "a channel holds numbers"),
     ([Record([1], {"t": np.array([1])}), Record([1], {"t": np.array([0.5])}, "r")], {}, "numbers that are no int64"),
-    ({"a": {"x": [1]}}, {}, "none of its columns is called item"), ([5], {}, "is 5, not a sequence")])
+    ({"a": {"x": [1]}}, {}, "none of its columns is called item"), ([5], {}, "is 5, not a sequence"),
+    (pa.table({"item": ["x", "y"]}), {}, "a table is one sequence")])
 def test_what_cannot_be_a_sequence_is_named(objects, options: dict, message: str) -> None:
     with pytest.raises(SegueError, match=message):
         of(objects, **options)
@@ -227,6 +229,7 @@ def test_a_saved_view_holds_its_own_records(tmp_path: Path) -> None:
     test.save(tmp_path / "held")
     same = Data.open(tmp_path / "held")
     assert [r.object for r in same] == [r.object for r in test] and same.vocabulary == test.vocabulary
+    assert len(Data.open(train.select([]).save(tmp_path / "none"))) == 0
 
 
 def test_large_data_are_read_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

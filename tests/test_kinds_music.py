@@ -155,6 +155,34 @@ def test_scores_in_musicxml(tmp_path: Path) -> None:
             segue.read(tmp_path / "b.xml")
 
 
+def test_a_measure_of_musicxml_is_as_long_as_its_longest_voice(tmp_path: Path) -> None:
+    def note(step: str, length: int) -> str:
+        return f"<note><pitch><step>{step}</step><octave>4</octave></pitch><duration>{length}</duration></note>"
+
+    measures = (note("C", 4) + "<backup><duration>4</duration></backup>" + note("E", 1), note("G", 4))
+    (tmp_path / "a.musicxml").write_text(
+        '<score-partwise><part-list><score-part id="P1"/></part-list><part id="P1">'
+        + "".join(f"<measure>{measure}</measure>" for measure in measures) + "</part></score-partwise>")
+    found, _ = decode_items(segue.read(tmp_path / "a.musicxml")[0].object)
+    assert {note.pitch: note.start for note in found} == {60: 0, 64: 0, 67: 4 * GRID}
+
+
+def test_parts_of_musicxml_stay_in_time(tmp_path: Path) -> None:
+    """Where one part's measure is too short, or too long."""
+    def part(step: str, *lengths: int) -> str:
+        rest, note = "<rest/>", f"<pitch><step>{step}</step><octave>4</octave></pitch>"
+        return "".join(f"<measure><note>{note}<duration>1</duration></note><note>{rest}<duration>{length - 1}"
+                       "</duration></note></measure>" for length in lengths)
+
+    for parts in ((part("C", 4, 4, 4, 4), part("E", 4, 3, 4, 5), part("G", 8, 4, 4, 4)),
+                  (part("C", 4, 4, 4, 4), part("E", 4, 3, 5, 4))):
+        (tmp_path / "a.musicxml").write_text(f"<score-partwise>{''.join(f'<part>{each}</part>' for each in parts)}"
+                                             "</score-partwise>")
+        found, _ = decode_items(segue.read(tmp_path / "a.musicxml")[0].object)
+        assert [(note.start, note.pitch) for note in found] == [
+            (4 * GRID * number, pitch) for number in range(4) for pitch in (60, 64, 67)[: len(parts)]]
+
+
 def test_drums_in_musicxml_are_those_of_their_instruments(tmp_path: Path) -> None:
     hit = ("<note><unpitched><display-step>C</display-step><display-octave>5</display-octave></unpitched>"
            "<duration>1</duration>{}</note>")

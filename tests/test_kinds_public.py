@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 from test_kinds_read import put
 
@@ -81,6 +85,19 @@ def test_files_of_rows_have_the_columns_of_the_first(tmp_path: Path) -> None:
     data = read(tmp_path / "stay", kind="rows")
     assert {tuple(item.partition("=")[0] for item in record.object) for record in data} == {("pulse", "oxygen", "unit")}
     assert len(data) == 80
+    for name, head, row in (("gender_submission", "PassengerId,Survived", lambda i: f"{i + 900},{i % 2}"),
+                            ("test", "PassengerId,Class,Sex,Age", lambda i: f"{i + 900},{i % 3},{one_of(*'mf')},{i}"),
+                            ("train", "PassengerId,Class,Sex,Age,Survived",
+                             lambda i: f"{i},{i % 3},{one_of(*'mf')},{i % 37},{i % 2}")):
+        put(tmp_path / "ship" / f"{name}.csv", lines(row, 60, head + "\n"))
+    data = read(tmp_path / "ship")
+    assert data.kind.name == "rows" and len(data) == 120 and len(data[0]) == 4 and len(data[60]) == 3
+    assert "there is no column Survived: rows are read without" in str(data.problems)
+
+
+def test_numbers_of_rows_some_of_which_are_missing_are_no_times(tmp_path: Path) -> None:
+    content = lines(lambda i: f"{i + i // 7 + 1},{near(1.5, .1)},{near(13, 1)},{near(72, 2)},{i // 20 + 1}", 60)
+    check(put(tmp_path / "glass.data", content), "rows", 60, "class=x5 (last)")
 
 
 # -- Series
@@ -107,9 +124,50 @@ def day(i: int) -> str:
     ("river.rdb", lines(lambda i: f"USGS\t01646500\t{day(i)}\t{near(6000, 500, 0)}\tA", head=(
         "# WARNING\n#\nagency_cd\tsite_no\tdatetime\t85652_00060\t85652_00060_cd\n5s\t15s\t20d\t14n\t10s\n")),
      "columns=85652_00060, when=datetime (2020-01-01"),
+    ("klima.txt", lines(lambda i: f"     433;{day(i).replace('-', '')};   {near(9, 2, 1)};  {near(4, 1, 1)};eor", head=(
+        "STATIONS_ID;MESS_DATUM;  FX; TMK;eor\n")), "columns=FX,TMK, when=MESS_DATUM (2020-01-01 00:00:00 to 2020-02"),
+    ("load.csv", lines(lambda i: f'"01.01.2021 {i:02}:00 - 01.01.2021 {i + 1:02}:00","{near(5e4, 900, 0)}"', 23, (
+        '"Time (UTC)","Actual Total Load [MW] - DE"\n')), "when=Time (UTC) (2021-01-01 00:00:00 to 2021-01-01 22:"),
+    ("factors.csv", lines(lambda i: f"{1926 + i // 12}{i % 12 + 1:02},  {near(.5, 4)},  {near(0, 2)}", head=(
+        "Made by a program of the year before.\n\n,Mkt-RF,SMB\n")), "columns=Mkt-RF,SMB, when=1 (1926-01-01"),
 ])
 def test_series_of_public_archives(tmp_path: Path, name: str, content: str, note: str) -> None:
     check(put(tmp_path / name, content), "series", 1, note)
+
+
+def test_several_series_of_other_libraries(tmp_path: Path) -> None:
+    head, rows = "unique_id,ds,y\n", (lines(lambda i: f"NAME,{i + 1},{near(9, 2, 1)}") for _ in range(2))
+    content = head + "".join(row.replace("NAME", name) for row, name in zip(rows, ("H1", "H2")))
+    check(put(tmp_path / "nixtla.csv", content), "series", 2, "columns=y, who=unique_id, when=ds (1 to 40, every 1)")
+    content = lines(lambda i: json.dumps({"start": "2014-09-07", "target": [i, 3, 5, i % 4], "item_id": f"T{i}"}), 9)
+    check(put(tmp_path / "gluonts.jsonl", content), "series", 9, "columns=target, a series a row")
+
+
+def test_bytes_and_durations_in_parquet(tmp_path: Path) -> None:
+    sentences = [f"Some sentence number {i} of it.".encode() for i in range(9)]
+    parquet.write_table(pa.table({"text": pa.array(sentences, pa.binary())}), tmp_path / "old.parquet")
+    assert check(tmp_path / "old.parquet", "text", 9, "field=text")[3].object == sentences[3]
+    times = pa.array([timedelta(seconds=2 * i) for i in range(30)])
+    parquet.write_table(pa.table({"time": times, "v": draw.normal(size=30)}), tmp_path / "stop.parquet")
+    check(tmp_path / "stop.parquet", "series", 1, "columns=v, when=time (0 to 58, every 2)")
+
+
+def test_numbers_below_zero_weeks_and_quarters(tmp_path: Path) -> None:
+    content = lines(lambda i: f'{day(i)},"{("(1,234.50)", "2,345.10", "(12.00)")[i % 3]}"', head="date,profit\n")
+    assert check(put(tmp_path / "a.csv", content), "series", 1, "profit")[0].object[:3] == ["-1234.5", "2345.1", "-12"]
+    content = lines(lambda i: f"{2019 + i // 52},{i % 52 + 1},{i * 7 % 90}", 70, "year,week,cases\n")
+    check(put(tmp_path / "b.csv", content), "series", 1, "when=year week (2018-12-31 00:00:00 to 2020-04-27 00:00:00")
+    content = lines(lambda i: f"Q{i % 4 + 1} {2000 + i // 4},{near(5, 1)}", head="Period,GDP\n")
+    check(put(tmp_path / "c.csv", content), "series", 1, "when=Period (2000-01-01 00:00:00 to 2009-10-01 00:00:00")
+
+
+def test_objects_by_date_and_by_user(tmp_path: Path) -> None:
+    rows = {day(9 - i): {"1. open": near(120, 2), "4. close": near(120, 2)} for i in range(9)}
+    content = json.dumps({"Meta Data": {"2. Symbol": "IBM"}, "Time Series (Daily)": rows})
+    check(put(tmp_path / "a.json", content), "series", 1, "columns=1. open,4. close, when=date (2020-01-02")
+    content = json.dumps({f"u{i}": [f"i{(i + k) % 5}" for k in range(i % 4 + 1)] for i in range(20)})
+    data = check(put(tmp_path / "b.json", content), "events", 20, "who=who, what=items")
+    assert data[2].name == "u2" and data[2].object == ["i2", "i3", "i4"]
 
 
 def test_what_stations_measure_are_series_whatever_is_beside_it(tmp_path: Path) -> None:
@@ -136,6 +194,12 @@ def test_what_stations_measure_are_series_whatever_is_beside_it(tmp_path: Path) 
 ])
 def test_events_of_public_data_sets(tmp_path: Path, name: str, content: str, sequences: int, note: str) -> None:
     check(put(tmp_path / name, content), "cases" if name == "trace.txt" else "events", sequences, note)
+
+
+def test_measured_numbers_beside_times_are_no_events(tmp_path: Path) -> None:
+    path = put(tmp_path / "warm.csv", lines(lambda i: f"{day(i)},{near(9, 2)}", head="date,temperature\n"))
+    with pytest.raises(SegueError, match="its numbers are measured"):
+        read(path, kind="events")
 
 
 # -- Text beside numbers
@@ -185,3 +249,32 @@ def test_codes_between_blanks_are_rows(tmp_path: Path) -> None:
     content = lines(lambda i: f"A1{i * 7 % 4} {near(20, 5, 0)} A3{i * 5 % 3} A4{i * 11 % 5} {near(3000, 900, 0)} A201 "
                     f"{i * 13 % 5 // 4 + 1}", 60)
     check(put(tmp_path / "german.data", content), "rows", 60, "class=x7 (last)")
+
+
+def test_tables_of_users_and_commits(tmp_path: Path) -> None:
+    content = lines(lambda i: f"{i + 1}|{20 + i * 7 % 40}|{one_of(*'MF')}|{one_of('writer', 'other')}|8{i}")
+    check(put(tmp_path / "u.user", content), "rows", 40, "columns=x1,x2,x3,x4")
+    content = lines(lambda i: f"user_{i}\t{one_of(*'mf')}\t{20 + i % 9}\t{one_of(*'JP')}\tAug {i % 28 + 1}, 2006",
+                    head="#id\tgender\tage\tcountry\tregistered\n")
+    check(put(tmp_path / "profile.tsv", content), "rows", 40, "age,country,")
+    content = lines(lambda i: f"{i * 7919:08x},dev{i % 4},2021-03-{i % 28 + 1:02},Fix the parser for case {i} of it",
+                    head="hash,author,date,message\n")
+    check(put(tmp_path / "commits.csv", content), "text", 40, "field=message")
+
+
+def test_ships_are_no_places(tmp_path: Path) -> None:
+    content = lines(lambda i: f"3677116{i % 3},2020-06-30T00:{i // 3:02}:{i * 7 % 60:02},{near(21, .1, 4)},"
+                    f"{near(-157, .1, 4)},{near(9, 1, 1)}", 90, "MMSI,BaseDateTime,LAT,LON,SOG\n")
+    assert read(put(tmp_path / "ais.csv", content)).kind.name == "series"
+    for name in "12":
+        put(tmp_path / f"taxis/{name}.txt", lines(lambda i: f"TAXI,2008-02-02 15:{i:02}:08,{near(9, .1)},{near(3, .1)}"
+                                                  ).replace("TAXI", name))
+    assert read(tmp_path / "taxis")[1].object[0].startswith("x3=")
+
+
+def test_letters_beside_frames_are_in_no_known_encoding(tmp_path: Path) -> None:
+    content = lines(lambda i: f"用户{i % 5},商品{i % 7},2021-03-{i % 28 + 1:02}", head="用户,商品,时间\n")
+    with pytest.raises(SegueError, match="is not UTF-8"):
+        read(put(tmp_path / "chinese.csv", content.encode("gb18030")))
+    data = read(tmp_path / "chinese.csv", encoding="gb18030")
+    assert data.kind.name == "events" and data[0].name == "用户0"

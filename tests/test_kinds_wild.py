@@ -306,6 +306,21 @@ def test_chains_of_other_molecules_are_reported(tmp_path: Path) -> None:
     assert [record.object for record in data] == ["MS"] and "no chain of amino acids" in str(data.problems[0])
 
 
+def test_pointers_of_git_lfs_are_refused(tmp_path: Path) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 7\n"
+    for name in ("a.csv", "a.txt", "a.wav", "a.smi"):
+        with pytest.raises(SegueError, match="a pointer of Git LFS, not the file"):
+            read(put(tmp_path / name, pointer))
+    put(tmp_path / "b.txt", "a text of words\n")
+    assert len(read(tmp_path)) == 1
+
+
+def test_lists_of_numbers_and_texts_beside_other_columns(tmp_path: Path) -> None:
+    rows = "".join(f"{smiles},\"[0, 1]\",\"[None, {i}]\"\n" for i, smiles in enumerate(["C=O", "CC(=O)O", "C#N"] * 2))
+    data = read(put(tmp_path / "a.csv", f"smiles,atoms,bonds\n{rows}"))
+    assert (data.kind.name, len(data)) == ("molecule", 6)
+
+
 def test_malformed_flat_files_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("Bio")
     for name, content, message in (("a.embl", EMBL.rpartition("//")[0], "does not end with //"),

@@ -128,7 +128,7 @@ def test_the_page_of_the_scoreboard_is_current() -> None:
 def test_the_scoreboard_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["compare", "--tasks", "parity", "--json", str(tmp_path / "board.json"), "--set", "steps=1", "--set",
-              'mixers=["gru"]', "--set", "parameters=9000", "--set", "length=8"])
+              "mixers=gru", "--set", "parameters=9000", "--set", "length=8"])
     assert end.value.code == 0 and "gru" in capsys.readouterr().out
     assert json.loads((tmp_path / "board.json").read_text())["scores"][0]["mixer"] == "gru"
 
@@ -136,7 +136,7 @@ def test_the_scoreboard_on_the_command_line(tmp_path: Path, capsys: pytest.Captu
 def test_bad_comparisons_are_refused() -> None:
     for options, words in (({}, "sequences or tasks"), ({"tasks": "chess"}, "'chess' is unknown"),
                            ({"tasks": "parity", "mixers": ["bidirectional"]}, "no place on the board"),
-                           ({"tasks": "parity", "minutes": 0}, "minutes"),
+                           ({"tasks": "parity", "minutes": 0}, "minutes"), ({"tasks": "parity", "rows": "x"}, "rows"),
                            ({"data": [["a"]], "length": 3}, "goes with tasks")):
         with pytest.raises(SegueError, match=words):
             segue.compare(quiet=True, **options)

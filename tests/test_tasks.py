@@ -148,6 +148,9 @@ def test_search_targets_are_reachable_nodes() -> None:
         assert targets[17] == 49 + (target in reached) and targets[:12] == [-1] * 12 and tokens[13:] == targets[12:17]
     answers = Reachability("none", 6).task("paths").test(200, 12).targets
     assert bool((answers[:, :-1] == -1).all()) and 80 < int((answers[:, -1] == 50).sum()) < 120
+    for vertices, length in ((4, 9), (12, 21)):
+        reachable = Reachability("none", vertices).task("paths").test(4000, length).targets[:, -1]
+        assert int((reachable == reachable.max()).sum()) == pytest.approx(2000, abs=130)  # four standard deviations
     with pytest.raises(SegueError, match="choose from none, dummy, search"):
         Reachability("depth")
 

@@ -7,6 +7,7 @@ import math
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,6 +176,30 @@ def test_models_that_read_both_ways_are_refused_an_update(tmp_path: Path) -> Non
     with pytest.raises(SegueError, match="ewc asks for the next element, and this model reads both ways"):
         model.update(words("def"), strategy="ewc", steps=2, quiet=True)
     assert model.update(words("def"), strategy="replay", steps=2, quiet=True).steps == 2
+
+
+def test_an_update_may_go_to_another_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = weights_hash(segue.load(folder).model)
+    ways: dict[str, Any] = {"strategy": "naive", "steps": 3, "quiet": True, "name": 2024}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 1)
+        segue.load(folder).update(words("def", 40), out=tmp_path / "new", save_seconds=0, **ways)
+    resumed = segue.load(folder)
+    assert "2024" in str(resumed.update(words("def", 40), out=tmp_path / "new", save_seconds=0, **ways))
+    assert weights_hash(segue.load(folder).model) == before and not (folder / "updating").exists()
+    assert weights_hash(segue.load(tmp_path / "new").model) == weights_hash(resumed.model) != before
+    with pytest.raises(SegueError, match="no empty folder"):
+        segue.load(folder).update(words("def", 40), out=tmp_path / "new", **ways)
+
+
+def test_an_update_learns_by_the_objective_of_the_fit() -> None:
+    learned = []
+    for objective in ("unlikelihood", "next"):
+        model = segue.fit(words("abc", 40), steps=2, quiet=True, mix=False, objective="unlikelihood", **SMALL)
+        model.report["plan"]["objective"] = objective
+        model.update(words("def", 40), strategy="naive", steps=2, quiet=True)
+        learned.append(weights_hash(model.model))
+    assert learned[0] != learned[1]
 
 
 def test_an_update_on_few_data_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:

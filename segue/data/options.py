@@ -32,7 +32,7 @@ def check_options(function: Callable[..., Any], whose: str, options: Mapping[str
             value = [str(part) for part in value]
         elif annotation.startswith("str"):
             value = str(value)
-        elif annotation == "bool" and not isinstance(value, bool):
+        elif annotation.startswith("bool") and not isinstance(value, bool):
             raise SegueError(f"the option '{option}' is true or false, not {value!r}")
         elif annotation.startswith("int") and type(value) is not int:
             raise SegueError(f"the option '{option}' is a whole number, not {value!r}")

@@ -251,6 +251,9 @@ def of(objects: Any, kind: str | None = None) -> Data:
         raise SegueError(f"there is no kind '{kind}'; there are {', '.join(KINDS)}")
     if isinstance(objects, (str, bytes)):
         objects = [objects]
+    if not isinstance(objects, Mapping) and hasattr(objects, "columns"):
+        raise SegueError("a table is one sequence, or needs a file to tell: give {name: table} with the sequence in a "
+                         "column 'item', or write it as CSV or Parquet and read that")
     if not isinstance(objects, Mapping) and hasattr(objects, "to_pylist"):
         objects = objects.to_pylist()
     if not isinstance(objects, Iterable):

@@ -249,9 +249,10 @@ class Data:
             raise SegueError(f"{folder} exists and is not a saved data set: choose another place")
         with atomic_folder(folder) as temporary:
             elements, fingerprint = self.elements, self.fingerprint
-            if self._spans is None:
-                schema = self._arrow[0].schema if self._arrow else EMPTY
-                with pa.ipc.new_file(str(temporary / "records.arrow"), schema) as sink:
+            if not len(self):
+                pa.ipc.new_file(str(temporary / "records.arrow"), EMPTY).close()
+            elif self._spans is None:
+                with pa.ipc.new_file(str(temporary / "records.arrow"), self._arrow[0].schema) as sink:
                     for batch in self._arrow:
                         sink.write_batch(batch)
             else:

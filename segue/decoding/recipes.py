@@ -64,7 +64,7 @@ def option_names(decoder: str) -> tuple[str, ...]:
     return (*(SAMPLING_OPTIONS if recipe.do_sample else ()), *COMMON_OPTIONS, *search_options)
 
 
-def build(make: Any, **options: Any) -> Any:
+def build(make: type[Any], **options: Any) -> Any:
     """make(**options) of a dataclass, with a SegueError where a number should be and is not."""
     for field in fields(make):
         value, kind = options.get(field.name), str(field.type).partition(" ")[0]

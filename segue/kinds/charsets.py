@@ -93,5 +93,6 @@ def _likely(sample: bytes) -> tuple[str, bool]:
             0.002 * len(letters) - RARE.get(encoding, 0)
         if score > best_score:
             best, best_score = encoding, score
-            surely = (8 if encoding in MANY else 3) * num_usual >= total >= BROKEN * counts["\ufffd"]
+            surely = (8 if encoding in MANY else 3) * num_usual >= total >= max(BROKEN * counts["\ufffd"],
+                                                                                  4 * num_signs)
     return best, surely

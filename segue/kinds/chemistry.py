@@ -18,7 +18,7 @@ from segue.kinds.columns import cells_of
 from segue.kinds.frame import DELIMITED, ROWS, TABULAR, Look, glance
 from segue.kinds.packed import bare, opened
 
-LINES = {".smi", ".smiles", ".ism", ".can", ".cxsmiles", ".rsmi"}
+LINES = {".smi", ".smiles", ".ism", ".can", ".cxsmiles", ".cxsmi", ".rsmi"}
 INCHI = "InChI=1"
 TRIPOS = b"@<TRIPOS>MOLECULE"
 REACTION = re.compile(rb"\$(RXN|RDFILE)\b")
@@ -91,9 +91,10 @@ class Molecule(Kind):
         else:
             with opened(path) as handle:
                 lines = as_utf8(path, handle.read(), encoding, problems).decode().splitlines()
-            spaced = are_spaced(lines[:ROWS])
+            looked_at = lines[:ROWS]
+            spaced, second = are_spaced(looked_at), have_names_first(looked_at)
             for number, line in enumerate(lines, 1):
-                smiles, *others = parted(line, spaced)
+                smiles, *others = parted(line, spaced, second)
                 if smiles and not smiles.startswith("#") and not (number == 1 and smiles.lower() in COLUMNS):
                     # Further columns are no part of it.
                     name = EXTENSION.sub("", others[0]).partition("\t")[0].strip() if others else ""
@@ -194,19 +195,27 @@ def first_words(head: bytes) -> list[str]:
     if looks_binary(head):
         return []
     lines = head.decode("utf-8", "replace").splitlines()
-    lines = lines[:-1] if len(head) >= HEAD else lines
-    return [parted(line)[0] for line in lines[:ROWS] if line.strip() and not line.startswith("#")]
+    lines = (lines[:-1] if len(head) >= HEAD else lines)[:ROWS]
+    second = have_names_first(lines)
+    return [parted(line, second=second)[0] for line in lines if line.strip() and not line.startswith("#")]
 
 
-def parted(line: str, spaced: bool = False) -> list[str]:
-    """A molecule and what stands behind it, or a number before it. Signs with blanks between, as translators read them,
-    are one molecule (`spaced`: a few, too); in InChI there are commas."""
+def parted(line: str, spaced: bool = False, second: bool = False) -> list[str]:
+    """A molecule and what stands behind it, or before it (`second`). Signs with blanks between, as translators read
+    them, are one molecule (`spaced`: a few, too); in InChI there are commas."""
     words = line.split()
     if len(words) > (1 if spaced else 3) and _are_signs(words) and fault("".join(words)) is None:
         return ["".join(words)]
-    if len(words) > 1 and words[0].isdecimal() and fault(words[1]) is None:
+    if second and len(words) > 1:
         return [words[1], words[0]]
     return words if line.startswith(INCHI) else SEPARATOR.split(line.strip(), 1)
+
+
+def have_names_first(lines: Sequence[str]) -> bool:
+    """Whether most lines are two words, of which only the second is a molecule."""
+    rows = [words for line in lines if (words := line.split())]
+    named = (len(row) == 2 and fault(row[0]) is not None and fault(row[1]) is None for row in rows)
+    return 2 * sum(named) > len(rows)
 
 
 def are_spaced(lines: Sequence[str]) -> bool:

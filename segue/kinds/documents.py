@@ -19,6 +19,7 @@ WORDED = ("content", "value", "text")  # what each says
 MEDIA = re.compile(r"(image|audio|video|file)", re.IGNORECASE)
 PART = re.compile(r"(.*[_-])?(train|test|val|valid|validation|dev|eval|heldout)(ing)?([_-].*)?", re.IGNORECASE)
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[\]{},]')  # a string may be cut
+DATE = re.compile(r"\d{4}-\d\d(-\d\d)?([T ].*)?")
 SAMPLE_SIZE = 50  # members by which an object is told
 
 
@@ -158,6 +159,8 @@ def rows_of(value: dict[str, Any]) -> list[dict[str, Any]] | None:
         return [flat(_forwards(chat)) for chat in chats]
     if _is_one_text(value):
         return [flat(_forwards(value))]
+    if (dated := next((member for member in members if _is_dated(member)), None)) is not None:
+        return [{"date": date, **flat(row)} for date, row in dated.items()]
     if members and _are_lists(members):
         return _of_lists(value)
     if len(members) > 1 and all(isinstance(member, dict) for member in members):
@@ -172,6 +175,12 @@ def rows_of(value: dict[str, Any]) -> list[dict[str, Any]] | None:
     if inner is None or _are_tables(inner[0]):
         return None if inner is None else [row for each in inner if (row := as_row(each)) is not None]
     return [flat(row) for row in _nested_rows(inner)]
+
+
+def _is_dated(member: Any) -> bool:
+    """An object of rows, each under its date, as services of the web answer."""
+    return isinstance(member, dict) and len(member) > 2 and all(map(DATE.fullmatch, member)) and all(
+        isinstance(row, dict) for row in member.values())
 
 
 def _of_ocel(value: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -263,6 +272,8 @@ def _of_lists(value: dict[str, list[Any]]) -> list[dict[str, Any]] | None:
     if any(isinstance(item, (dict, list)) for item in items):
         return None
     lengths = sorted({len(member) for member in value.values()})
+    if len(value) > 8 and len(lengths) > 2 and not any(isinstance(item, str) and " " in item for item in items):
+        return [{"who": key, "items": member} for key, member in value.items()]  # of each user the items
     long = any(sum(map(len, member[:SAMPLE_SIZE])) > 12 * len(member[:SAMPLE_SIZE]) for member in value.values()
                if member and all(isinstance(item, str) for item in member[:SAMPLE_SIZE]))
     if len(value) > 1 and long and len(lengths) < 3 and lengths[-1] > len(value):  # the last column may be cut

@@ -47,7 +47,8 @@ JSON = LINES | {".json", ".jsonocel"}
 PARQUET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc", ".orc"))  # and its like
 # Files that may hold a table; so may those that are numbered, as of one day or person, and more of UCI's.
 TABULAR = DELIMITED | JSON | PARQUET | {
-    "", *words(".txt .dat .data .log .list .trn .tra .tst .tes .train .test .pgn .sgf .rdb .tbl .prn .asc")}
+    "", *words(".txt .dat .data .log .list .trn .tra .tst .tes .train .test .base .item .user .pgn .sgf .rdb .tbl "
+                ".prn .asc")}
 NUMBERED = re.compile(r"\.(\d+|data[^a-z].*|.*-data)")
 SINGLE_QUOTED = re.compile(r"'[^'\n]*'([,;\t]'[^'\n]*')+\s*\n")  # a heading in quotation marks of another sort
 IDS = re.compile(r"[A-Za-z_]{0,4}\d+(-\d+)?( +[A-Za-z_]{0,4}\d+(-\d+)?)*")  # N55528 N19639
@@ -161,7 +162,19 @@ def _is_stream(head: bytes) -> bool:
 
 
 def _read_columnar(source: Any, head: bytes, preview: bool = False) -> pa.Table:
-    """The table in a file for which `is_parquet`. preview: its first rows are enough."""
+    """The table in a file for which `is_parquet`; bytes that are UTF-8 throughout, as older programs wrote texts, are
+    texts. preview: its first rows are enough."""
+    import pyarrow as pa
+
+    table = _read_any(source, head, preview)
+    for place, field in enumerate(table.schema):
+        if pa.types.is_binary(field.type):
+            with suppress(pa.ArrowInvalid):
+                table = table.set_column(place, field.name, table.column(place).cast(pa.string()))
+    return table
+
+
+def _read_any(source: Any, head: bytes, preview: bool) -> pa.Table:
     import pyarrow as pa
     from pyarrow import feather, orc, parquet
 
@@ -788,8 +801,8 @@ def _load_text(path: Path, raw: bytes, problems: Problems, requested: frozenset[
     if not raw.strip():
         raise SegueError(f"{path}: there is no row below the header; give a table with a row an event")
     table, rows, unit = _parse_csv(path, raw, look, delimiter, first_line, problems)
-    columns = {name: column for name, column in _columns(path, table).items()
-               if not (look.headed and name.isdigit() and column.null_count == len(column))}  # after a last delimiter
+    columns = {name: column for place, (name, column) in enumerate(_columns(path, table).items(), 1)
+               if not (look.headed and name == str(place) and column.null_count == len(column))}  # of no name
     return Frame(path, {name: _parsed_list_column(column) for name, column in columns.items()}, look.headed, rows, unit)
 
 

@@ -274,7 +274,7 @@ def _measurements(numbers: Mapping[str, np.ndarray], times: np.ndarray | None) -
     """Columns of numbers without those that count rows, number things, mark anomalies or repeat the time; all of them
     where none would be left."""
     kept = {name: values for name, values in numbers.items() if not counts_rows(name, values)
-            and not (_is_id_name(name) and _constant(values)) and not _marks_anomalies(name, values)
+            and not ((_is_id_name(name) or name == "1") and _constant(values)) and not _marks_anomalies(name, values)
             and not (times is not None and repeats_time(name, values, times))}
     return kept or dict(numbers)
 
@@ -364,9 +364,11 @@ def _constant(values: np.ndarray) -> bool:
 def says_when(values: np.ndarray) -> bool:
     """Whether the first numbers (N,) of rows without a header say when: they rise from row to row, as moments of the
     calendar or at a pace other than that of counting."""
-    gaps = np.diff(values)
-    return len(gaps) > 6 and bool((gaps > 0).all()) and (timelike(values.tolist()) or (
-        bool((gaps != 1).any()) and bool(np.isfinite(steady(values)))))
+    if len(values) < 8 or not (np.diff(values) > 0).all():
+        return False
+    pace = steady(values)
+    return timelike(values[:100].tolist()) or (bool(np.isfinite(pace)) and not (
+        pace == 1 and bool((values == np.round(values)).all())))
 
 
 def repeats_time(name: str, values: np.ndarray, times: np.ndarray) -> bool:

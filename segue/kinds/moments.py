@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from typing import Any
@@ -17,8 +18,10 @@ from segue.kinds.times import DATE, steady
 CALLED = {part: words(called) for part, called in (
     ("year", "year yr yyyy yy jahr annee anno ano"), ("month", "month mon mo mnth mm monat mois mes mese"),
     ("day", "day dy dd dom mday dayofmonth dateofmonth tag jour dia date"), ("hour", "hour hours hr hh stunde heure"),
-    ("minute", "minute minutes min mi"), ("second", "second seconds sec ss"))}
-WITHIN = {"year": (1000, 2999), "month": (1, 12), "day": (1, 31), "hour": (0, 23), "minute": (0, 59), "second": (0, 59)}
+    ("minute", "minute minutes min mi"), ("second", "second seconds sec ss"),
+    ("week", "week wk weeknumber weekno epiweek isoweek kw woche semaine semana settimana"))}
+WITHIN = {"year": (1000, 2999), "month": (1, 12), "day": (1, 31), "hour": (0, 23), "minute": (0, 59), "second": (0, 59),
+          "week": (1, 53)}
 MONTHS = words("jan feb mar apr may jun jul aug sep oct nov dec")
 CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?|([01]\d|2[0-3])\.[0-5]\d\.[0-5]\d")  # alone
 UNSAID = 1972  # in place of a year that nothing says: a leap year, and too long ago to be shown as a date
@@ -57,6 +60,8 @@ def moment_columns(names: Iterable[str], cells: Cells) -> dict[str, str]:
         repeated = len(set(values_of[date])) < len(values_of[date])
         clock_columns = {clock: "clock"} if clock else {offset: "offset"} if offset else hours if repeated else {}
         return {date: "date", **clock_columns} if clock_columns else {}
+    if "year" in parts and "week" in parts and "month" not in parts:
+        return {parts["year"]: "year", parts["week"]: "week"}
     days: dict[str, str] = {parts[part]: part for part in ("year", "month", "day") if part in parts}
     if "month" not in parts or ("year" not in parts and not ("day" in parts and clock)):
         return {}
@@ -92,6 +97,10 @@ def moment_texts(parts: Mapping[str, str], columns: Iterable[Sequence[Any]]) -> 
 def _text(cells: Mapping[str, str]) -> str | None:
     numbers = {part: _part(part, cell) for part, cell in cells.items() if part in CALLED}
     if None in numbers.values():
+        return None
+    if "week" in cells:  # of ISO 8601, its Monday
+        with suppress(ValueError):
+            return str(datetime.fromisocalendar(int(numbers["year"] or 0), int(numbers["week"] or 0), 1).date())
         return None
     date = cells.get("date") or f"{numbers.get('year', UNSAID)}-{numbers['month']:02d}-{numbers.get('day', 1):02d}"
     if DAY.fullmatch(date):

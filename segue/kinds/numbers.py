@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 AFFIXED = re.compile(r"[$€£¥]?\s*([-+]?[\d.,]*\d[.,]?)\s*([%KMB$€£¥]?)")  # a price, a share, thousands
+BELOW = re.compile(r"\([$€£¥]?(\d[\d.,]*)\)")  # below zero, as accountants write it
 GROUPS = re.compile(r"(?<=\d)['’ \u202f\xa0](?=\d{3}(\D|$))")  # what may stand between thousands, beside commas
 SCALES = {"K": 1e3, "M": 1e6, "B": 1e9}
 
@@ -39,9 +40,11 @@ def is_number(cell: Any) -> bool:
 def numbers_in(cells: Sequence[Any]) -> np.ndarray:
     """Cells of a column as numbers, NaN where one is none. Commas and points that can only stand between thousands
     (1,234.5 and 1.234,5; 1,234,567; 1,234 beside 999) are left out, in all of the column; so are signs of money and
-    shares, and what stands for thousands is reckoned in."""
+    shares, what stands for thousands is reckoned in, and (12) is -12."""
     with suppress(ValueError, TypeError):
         return np.array(cells, dtype=np.float64)
+    if any(BELOW.fullmatch(str(cell).strip()) for cell in cells):
+        cells = [None if cell is None else BELOW.sub(r"-\1", str(cell).strip()) for cell in cells]
     texts = [GROUPS.sub("", str(cell).strip()) for cell in cells if cell is not None]
     affixed = [AFFIXED.fullmatch(text) for text in texts]
     if any(found and found[1] != found[0] for found in affixed) and 2 * sum(map(bool, affixed)) > len(affixed):

@@ -30,6 +30,7 @@ MATLAB, EPUB = ".mat", ".epub"
 ZIPS = {".zip", ".npz", ".mxl", ".epub", ".xlsx", ".xlsm", ".docx", ".pptx", ".ods", ".odt"}
 RATIO, LEAST = 200, 1 << 28  # an archive may unpack to so many times its size, or to so many bytes
 
+POINTER = b"version https://git-lfs.github.com/spec/"
 # What binary files begin with, what they are and how to go on.
 PICKLE = "a pickle, which is never opened: write it as JSON, CSV or .npy"
 FOREIGN = {
@@ -125,6 +126,8 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def _stream(path: Path, raw: io.BufferedReader) -> Any:
+    if raw.peek(len(POINTER)).startswith(POINTER):
+        raise SegueError(f"{path}: a pointer of Git LFS, not the file itself: fetch that with git lfs pull")
     magic = raw.peek(6)[:6]
     if magic[:2] == b"\x1f\x8b":
         return gzip.GzipFile(fileobj=raw)

@@ -18,6 +18,7 @@ from segue.kinds.base import words
 from segue.kinds.frame import ROWS, Frame, Look
 from segue.kinds.frame import number as is_number
 from segue.kinds.moments import CLOCK, moment_columns, moment_texts
+from segue.kinds.numbers import are_numbers
 from segue.kinds.times import NUMBER, timelike
 
 
@@ -43,9 +44,9 @@ WHO = plain_words(
     "dossier usuario cliente caso utente gebruiker klant zaak "
     "пользователь клиент 用户 客户 会员 ユーザー 顧客 会員 사용자 고객")
 WHAT = plain_words(
-    "what item activity conceptname eventconceptname event action movie product asin sku stock song track artist "
-    "book article page url command symbol task operation diagnosis icd icd9 icd10 procedure drug medication mark "
-    "eventtype request moves isbn station startstation pulocation video film news app game recipe business venue "
+    "what item activity conceptname eventconceptname event action movie product asin parentasin sku stock song track "
+    "artist book article page url command symbol task operation diagnosis icd icd9 icd10 procedure drug medication "
+    "mark eventtype request moves isbn station startstation pulocation video film news app game recipe business venue "
     "poi csuristem stopid stopname evt aid contentid questionid artikel produkt aktivität ereignis aktion produit "
     "activité évènement producto artículo actividad acción prodotto articolo attività produto activiteit "
     "товар событие действие 商品 物品 活动 行为 行動 상품 활동")
@@ -53,9 +54,9 @@ WEAKLY = plain_words(
     "type state status step key label token code note items events marks types typeevent activities actions songs "
     "tracks problem skill exercise concept target course lesson k i")
 WHEN = plain_words(
-    "when time timestamp datetime date ts unixtimestamp unixreviewtime completetimestamp timetimestamp "
+    "when time timestamp datetime date ts ds unixtimestamp unixreviewtime completetimestamp timetimestamp "
     "starttimestamp starttime eventtime createdat created times timestamps timesincestart day t year")
-HOW = plain_words("level loglevel severity priority useranswer answer")  # says neither who nor what
+HOW = plain_words("level loglevel severity priority useranswer answer gender sex")  # says neither who nor what
 ENDINGS = ("", *words("id name number no idx index code key num uri en nummer nr nbr numero"))
 IDS = re.compile(r"(?i:(^|[ _.-])(id|no|number|nr|nbr|num|key))$|[a-z](Id|ID|No|Number|Nr|Key)$|[a-z]nummer$")
 MOMENTS = ("timestamp", "datetime", "date", "time", "at", "ts", "datum", "zeit")  # what other names end on
@@ -149,10 +150,10 @@ def has_roles(path: Path, table: Look) -> bool:
     if not table.headed and len(table.names) > 3 and all(is_number(str(cell)) for row in table.rows for cell in row):
         return False
     cells = {name: [row[i] if i < len(row) else None for row in table.rows] for i, name in enumerate(table.names)}
-    columns = {name: pa.array(values) if any(isinstance(value, list) for value in values) else
-               pa.array([None if value in (None, "") else str(value) for value in values], pa.string())
-               for name, values in cells.items()}
-    try:
+    try:  # of lists that hold numbers and texts there is no column
+        columns = {name: pa.array(values) if any(isinstance(value, list) for value in values) else
+                   pa.array([None if value in (None, "") else str(value) for value in values], pa.string())
+                   for name, values in cells.items()}
         find_roles(Frame(path, columns, table.headed, np.arange(len(table.rows))), None, None, None)
     except (SegueError, pa.ArrowException):
         return False
@@ -266,7 +267,8 @@ def _remaining_roles(frame: Frame, who: str | None, what: str | None,
     left; THIS and the only column beside the times where both are missing."""
     free = _free(frame, who, what, when)
     if (who is None) == (what is None):
-        if who is None and when is not None and len(free) < 2:
+        if who is None and when is not None and len(free) < 2 and not any(
+                are_amounts(frame.columns[name][:1000].to_pylist()) for name in free):
             return THIS, free[0] if free else THAT
         return who, what
     last = free[0] if len(free) == 1 and _repeats(frame.columns[free[0]]) else None
@@ -364,10 +366,11 @@ def time_column(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> 
 
 
 def _counts_years(cells: Sequence[Any]) -> bool:
-    """Whether these are years, one after the other."""
+    """Whether these are years, or months as 202401, one after the other."""
     texts = list(map(str, cells))
-    return len(texts) > 2 and all(re.fullmatch(r"1[5-9]\d\d|2[01]\d\d", text) for text in texts) and \
-        all(int(b) - int(a) == 1 for a, b in zip(texts, texts[1:]))
+    numbers = [int(text) if len(text) == 4 else int(text[:4]) * 12 + int(text[4:]) for text in texts
+               if re.fullmatch(r"(1[5-9]\d\d|2[01]\d\d)(0[1-9]|1[0-2])?", text)]
+    return 2 < len(texts) == len(numbers) and all(b - a == 1 for a, b in zip(numbers, numbers[1:]))
 
 
 def is_growing(cells: Sequence[Any]) -> bool:
@@ -459,6 +462,12 @@ def _repeats(column: Any) -> bool:
         return False
     texts = [str(value) for value in values if value is not None]
     return not measured(texts) and sum(map(len, texts)) <= 40 * len(texts)
+
+
+def are_amounts(cells: Sequence[Any]) -> bool:
+    """Numbers, however they are written, that are not all whole ones without a sign."""
+    filled = [str(cell) for cell in cells if cell is not None]
+    return are_numbers(filled) and not all(map(str.isdigit, filled))
 
 
 def measured(values: Iterable[Any]) -> bool:

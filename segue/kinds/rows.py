@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write
-from segue.kinds.base import Dataset, Kind, Problems, Record, looks_binary, of_class, words
+from segue.kinds.base import Dataset, Kind, Problems, Record, head_of, looks_binary, of_class, words
 from segue.kinds.codecs import MISSING, CellCodec, Codec, decimal
 from segue.kinds.columns import class_column, class_of, has_class, look, says_few
 from segue.kinds.frame import DELIMITED, JSON, PARQUET, Frame, Look, glance, is_parquet, is_tabular, load_table
 from segue.kinds.frame import number as is_number
 from segue.kinds.moment_rows import counts_rows, numbers_of, says_when
 from segue.kinds.numbers import likeness, number_in
+from segue.kinds.packed import actual, bare
 from segue.kinds.roles import (
     WHAT,
     WHO,
@@ -115,8 +117,8 @@ class Rows(Kind):
 
     def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
                  **options: Any) -> Iterator[Record]:
-        """As `Kind.read_all`, but of all files the columns of the first are read."""
-        for path in paths:
+        """As `Kind.read_all`, but of all files the columns of that are read which has most of them; it comes first."""
+        for path in sorted(paths, key=_width, reverse=True):
             for record in super().read_all([path], problems, named, **options):
                 if not options.get("columns"):
                     options["columns"] = [item.partition("=")[0] for item in record.object]
@@ -170,6 +172,14 @@ class Rows(Kind):
         return items
 
 
+def _width(path: Path) -> tuple[int, int]:
+    """How many columns the beginning of a file has, and its size in bytes; (0, 0) of one that cannot be read."""
+    with suppress(SegueError, OSError):
+        table = glance(bare(path), head_of(path))
+        return len(table.names) if table else 0, actual(path).stat().st_size
+    return 0, 0
+
+
 def describe_columns(order: Sequence[str], label_column: str | None, taken: bool, skipped: Sequence[str]) -> str:
     """How a table was understood."""
     more = f",... ({len(order)} in all)" if len(order) > 20 else ""
@@ -193,9 +203,9 @@ def stand_alone(table: Look) -> bool:
     times = [name for name in columns if timelike(columns[name])]
     prose = [name for name in texts if name not in times and (
         are_wordy(columns[name]) or len(set(map(str, columns[name]))) > len(table.rows) / 2)]
-    if table.form == "delimited" and table.delimiter == " " and len(texts) >= len(numbers) and any(
-            3 * len(set(columns[name])) > len(columns[name]) for name in texts):
-        return False  # words of sentences
+    if table.form == "delimited" and table.delimiter == " " and len(texts) >= len(numbers) and not all(
+            numbers and re.fullmatch(r"[A-Z]\d+", cell) for name in texts for cell in columns[name]):
+        return False  # words of sentences, and no codes
     if len(columns) < (2 if len(numbers) > 1 and any(measured(columns[name]) for name in numbers) else FEWEST) or \
             addresses(table) or len(prose) > min(2, len(numbers) / 3) or (
                 prose and prose == text_columns(table) and (len(numbers) < 3 or _are_long(columns[prose[0]]))):
@@ -203,7 +213,8 @@ def stand_alone(table: Look) -> bool:
     names = table.names if table.headed else []
     when = time_column(names, lambda name: columns.get(name, []))
     ranks = [np.unique(list(map(str, columns[name])), return_inverse=True)[1].tolist() for name in times]
-    places = _has_places(columns) and not any(map(_rises, ranks))
+    identified = any(plain_id(name) and name not in columns for name in table.names)
+    places = _has_places(columns) and (not times or (identified and not any(map(_rises, ranks))))
     if not places and (times or (when is not None and _rises(list(map(number_in, columns[when]))))):
         return False
     joined = with_joined_times(table)
@@ -263,7 +274,8 @@ def _holds_numbers(cells: Sequence[Any]) -> bool:
 
 
 def _has_places(columns: Mapping[str, Sequence[Any]]) -> bool:
-    """Whether there are columns of latitudes and longitudes: without times in order these are places, not a way."""
+    """Whether there are columns of latitudes and longitudes: without times, or where each has its number and the times
+    are in no order, these are places, not a way."""
     by_name = {name.strip().lower(): cells for name, cells in columns.items()}
     return any(set(pair) <= by_name.keys() and all(_holds_numbers(by_name[name]) for name in pair) for pair in PLACES)
 

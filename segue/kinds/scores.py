@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +35,19 @@ def read_musicxml(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, 
                   if (key := instrument.findtext("midi-unpitched"))}
         drums = {part.get("id") for part in score.iter("score-part") if part.findtext(".//midi-channel") == "10"}
         notes, tempi = list[Note](), list[tuple[int, int]]()
-        for part in score.iter("part"):
+        parts = {part: list(_placed(part)) for part in score.iter("part")}
+        starts = _measure_starts(parts.values())
+        for part, elements in parts.items():
             program = 128 if part.get("id") in drums else programs.get(part.get("id"), 0)
-            now, onset, beat, shift, tied = 0.0, 0.0, 1.0, 0, dict[int, Note]()
-            for element in (each for measure in part.iter("measure") for each in measure):
-                beat = float(element.findtext("divisions") or beat)
-                length = float(element.findtext("duration") or 0) / beat * GRID
-                tempi += [(round(now), nearest(TEMPI, float(sound.get("tempo", 0)))) for sound in element.iter("sound")
-                          if sound.get("tempo")]
+            shift, tied = 0, dict[int, Note]()
+            for number, element, place, length in elements:
+                onset = starts[number] + place
+                tempi += [(round(onset), nearest(TEMPI, float(sound.get("tempo", 0)))) for sound in
+                          element.iter("sound") if sound.get("tempo")]
                 if (moved := element.find("transpose")) is not None:
                     shift = int(moved.findtext("chromatic") or 0) + 12 * int(moved.findtext("octave-change") or 0)
-                if element.tag in ("backup", "forward"):
-                    now += length if element.tag == "forward" else -length
-                if element.tag != "note" or element.find("grace") is not None:
-                    continue
-                onset = onset if element.find("chord") is not None else now
-                now = max(now, onset + length) if element.find("chord") is not None else onset + length
-                if (pitch := _sounding_pitch(element, shift, struck)) is None:
+                pitch = _sounding_pitch(element, shift, struck) if element.tag == "note" else None
+                if pitch is None or element.find("grace") is not None or element.find("cue") is not None:
                     continue
                 steps = nearest(LENGTHS, max(length, 1))
                 ties = {tie.get("type") for tie in element.iter("tie")}
@@ -65,6 +63,39 @@ def read_musicxml(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, 
     except (ElementTree.ParseError, ValueError, OverflowError, ZeroDivisionError) as error:
         raise SegueError(f"{path}: no MusicXML that can be read ({error}); save it again") from error
     return notes, tempi
+
+
+def _placed(part: Any) -> Iterator[tuple[int, Any, float, float]]:
+    """Each element of a part: the number of its measure, where in it the element begins, and its length, in steps."""
+    beat = 1.0
+    for number, measure in enumerate(part.iter("measure")):
+        now = onset = 0.0
+        for element in measure:
+            beat = float(element.findtext("divisions") or beat)
+            length = float(element.findtext("duration") or 0) / beat * GRID
+            if element.tag == "backup":
+                now -= length
+                continue
+            onset = onset if element.find("chord") is not None else now
+            yield number, element, onset, length
+            if element.tag == "forward" or (element.tag == "note" and element.find("grace") is None):
+                now = max(now, onset + length)
+
+
+def _measure_starts(parts: Iterable[Sequence[tuple[int, Any, float, float]]]) -> list[float]:
+    """Where each measure begins, in steps. A measure is as long as its longest voice, or, where parts do not agree, as
+    it is in most of them, and then as most measures are, so that all stay in time."""
+    lengths: list[list[float]] = []
+    for elements in parts:
+        ends: dict[int, float] = {}
+        for number, _, place, length in elements:
+            ends[number] = max(ends.get(number, 0.0), place + length)
+        lengths += [[] for _ in range(max(ends, default=-1) + 1 - len(lengths))]
+        for number, end in ends.items():
+            lengths[number] += [round(end, 3)] if end > 0 else []
+    common = Counter(chain.from_iterable(lengths))
+    return list(accumulate((max(each, key=lambda length: (each.count(length), common[length])) if each else 0.0
+                            for each in lengths), initial=0.0))
 
 
 def _sounding_pitch(note: Any, shift: int, struck: Mapping[str | None, int]) -> int | None:

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from io import BufferedReader
 from itertools import chain, permutations
 from operator import eq
 from pathlib import Path
@@ -34,7 +35,8 @@ FORMATS = {  # what files of databases and aligners begin with, and the name of 
     r"(CLUSTAL|MUSCLE|PROBCONS|MSAPROBS|Kalign)\b.*alignment|CLUSTAL( ?[WXO]| FORMAT\b.*)?\s*\n": "clustal",
     r">(P1|F1|D[LC]|R[LC]|N[13]|XX);": "pir",
     r"(?i)#NEXUS\b": "nexus",
-    r"(HEADER    .{40}\d\d-[A-Z]{3}-\d\d|(ATOM|HETATM) +\d+ |CRYST1 |MODEL +\d+ *\n|REMARK +\d+ |TITLE {5}|"
+    r"(HEADER    (.{40}\d\d-[A-Z]{3}-\d\d|.*\n(COMPND|REMARK|TITLE|EXPDTA|SEQRES|ATOM) )|(ATOM|HETATM) +\d+ |CRYST1 |"
+    r"MODEL +\d+ *\n|REMARK +\d+ |TITLE {5}|"
     r"(EXPDTA|COMPND) {4}\S|(SEQRES|HELIX) +\d+ +\w+ |"
     r"(REMARK.*\n)+(ATOM|HETATM) +\d+ )": "pdb",
     r"(#.*\n)*data_\S+\s(.|\n)*?_(entry\.id|atom_site\.(group_PDB|id))\s": "cif",
@@ -412,7 +414,7 @@ def is_fastq(path: Path) -> bool:
     return False
 
 
-def read_fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+def read_fastq(path: Path, handle: BufferedReader, problems: Problems | None) -> Iterator[Found]:
     """FASTQ; letters and qualities may be wrapped over several lines."""
     number, zero = 0, _sign_of_zero(handle.peek(HEAD))
     if problems is not None and zero != PHRED[0]:
@@ -449,10 +451,13 @@ def read_fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Itera
 
 
 def _sign_of_zero(head: bytes) -> int:
-    """The sign that stands for a quality of 0 in a FASTQ file: @ if in each fourth line at its beginning none is below
-    ; (-5), one is above K (which would be 42) and none above h (40); else !."""
-    signs = b"".join(head.splitlines()[3:-1:4])
-    return ord("@") if signs and ord(";") <= min(signs) and ord("K") < max(signs) <= ord("h") else PHRED[0]
+    """The sign that stands for a quality of 0 in a FASTQ file of four lines a record: @ if at its beginning none is
+    below ; (-5), one is above K (which would be 42) and none above h (40); else !."""
+    lines = [line for line in head.splitlines()[:-1] if line.strip()]
+    lines = lines[: len(lines) // 4 * 4]
+    signs = b"".join(lines[3::4])
+    regular = {line[:1] for line in lines[::4]} == {b"@"} and {line[:1] for line in lines[2::4]} == {b"+"}
+    return ord("@") if regular and ord(";") <= min(signs) and ord("K") < max(signs) <= ord("h") else PHRED[0]
 
 
 READERS: dict[str, Callable[[Path, BinaryIO, Problems | None], Iterator[Found]]] = {

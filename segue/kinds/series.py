@@ -343,7 +343,7 @@ def listed(lists: Mapping[str, Sequence[Any]]) -> list[str]:
         return [item for cell in lists[name] if isinstance(cell, list) for item in cell if item not in (None, "")]
 
     numbers = [name for name in lists if (values := items(name)) and all(map(is_number, values))]
-    measured_lists = [name for name in numbers if measured(items(name))]
+    measured_lists = [name for name in numbers if measured(items(name)) or plain(name) == "target"]
     when = column_called(lists, WHEN)
     other_lists = [name for name in lists if name not in numbers and (values := items(name))
                    and not timelike(values[:100])]
@@ -408,9 +408,11 @@ def _read_rows(frame: Frame, moment_columns: Sequence[str], label_column: str | 
     columns are moments, but the one that `_class_place` finds, which is left out. label_column: the column from which
     `frame.classes` was taken."""
     columns = {name: numbers_of(frame, name) for name in moment_columns or frame.columns}
-    numbers = {name: values for name, values in columns.items() if values is not None}
-    if not numbers:
+    if not any(values is not None for values in columns.values()):
         raise SegueError(f"{frame.path}: there are no numbers in this table")
+    absent = np.full(len(frame.rows), np.nan)  # of a moment of which nothing is known
+    numbers = {name: absent if values is None else values for name, values in columns.items()
+               if values is not None or moment_columns}
     grid = np.stack(list(numbers.values()), 1)
     class_place = _class_place(grid) if not moment_columns and frame.classes is None else None
     if class_place == "last":

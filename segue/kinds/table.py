@@ -44,6 +44,7 @@ from segue.kinds.roles import (
     WHO,
     Roles,
     addresses,
+    are_amounts,
     are_numbers_of,
     are_things,
     are_wordy,
@@ -122,6 +123,8 @@ class Events(Kind):
             return 0.75
         if names and self._guessed(path, table):
             return 0.72
+        if when and len(names) == 2 and not are_amounts(table.column(next(name for name in names if name != when))):
+            return 0.6
         if addresses(table):
             return 0.05
         if not table.headed and _interactions(table):
@@ -293,7 +296,8 @@ def _interactions(table: Look) -> bool:
     first, second = (table.column(name) for name in [name for name in table.names if name != when][:2])
     if when is None and are_numbers_of(first) and are_things(second):
         return True
-    if measured(first) or (timelike(first) and any(measured(table.column(name)) for name in table.names)):
+    if measured(first) or (when is None and timelike(second)) or (
+            timelike(first) and any(measured(table.column(name)) for name in table.names)):
         return False
     ids = all(cell and len(cell) <= 40 and not re.search(r"\s", cell) for cell in first + second)
     numbered_ids = all(map(str.isdigit, first + second)) or all(LONG_ID.fullmatch(cell) for cell in first + second)

@@ -52,7 +52,8 @@ DIALOGUE = re.compile(r"(dialog(ue)?|conv(ersation)?|thread|chat|scene|message_?
                       r"number|file)?", re.IGNORECASE)
 # Columns of a chat, and those of posts on public platforms, which stand alone.
 MESSAGES, SENT = words("text content message msg body"), words("ts timestamp timestamp_ms date time datetime sent")
-POSTS = re.compile(r"(?i)like|retweet|favou?rite|score|star|rating|vote|point|title|subject|label|lang|follower|view")
+POSTS = re.compile(r"(?i)like|retweet|favou?rite|score|star|rating|vote|point|title|subject|label|class|lang|follower|"
+                   r"view|video|hash|commit")
 
 
 def text_columns(table: Look) -> list[str]:

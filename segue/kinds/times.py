@@ -26,9 +26,11 @@ DATED = re.compile(r"(?i)dat(e|um|a)|fecha|日|tag\b")
 SERIAL = 29221, 65746  # days of a spreadsheet: the years 1980 to 2079
 DATE = re.compile(r"\[?([A-Z][a-z]{2},? )?(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}[-/ ][A-Za-z]{3,9}[-/ ]\d{2,4}|"
                   r"[A-Z][a-z]{2,8}\.? \d{1,2},?( [\d:]+)?( [+-]\d{4}| [A-Z]{3,4})? \d{4}|\d{4}年\d{1,2}月\d{1,2}日)"
-                  r"([T ,:].*)?|\d{4}[-/](0?[1-9]|1[0-2])|\d{4}[-/ ]?Q[1-4]|[A-Z][a-z]{2}[- ](\d{2}|\d{4})|"
+                  r"([T ,:].*)?|\d{4}[-/](0?[1-9]|1[0-2])|\d{4}[-/ ]?Q[1-4]|Q[1-4][-/ ]\d{4}|"
+                  r"[A-Z][a-z]{2}[- ](\d{2}|\d{4})|"
                   r"(January|February|March|April|June|July|August|September|October|November|December)[- ]\d{4}|"
                   r"\d{4}[- ][A-Z][a-z]{2}|\d{4}M(0?[1-9]|1[0-2])")
+DAY = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")  # 20240131
 NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 
 
@@ -129,7 +131,7 @@ def timelike(cells: Iterable[Any]) -> bool:
     return bool(texts) and all(
         isinstance(text, datetime)
         or ((moment := _moment(text)) is not None and (moment >= 1e8 or not NUMBER.fullmatch(text)))
-        or bool(DATE.fullmatch(text)) for text in texts)
+        or bool(DATE.fullmatch(text) or DAY.fullmatch(text)) for text in texts)
 
 
 def _moment(text: str) -> float | None:
@@ -168,6 +170,9 @@ def _seconds(column: Any, when_format: str | None, path: Path) -> np.ndarray:
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         micros = column.cast(pa.timestamp("us", getattr(column.type, "tz", None)), safe=False).cast(pa.int64())
         return np.asarray(compute.divide(micros.cast(pa.float64()), 1e6).to_numpy(zero_copy_only=False))
+    if pa.types.is_duration(column.type) or pa.types.is_time(column.type):
+        unit = pa.duration("us") if pa.types.is_duration(column.type) else pa.time64("us")
+        return np.asarray(column.cast(unit).cast(pa.int64()).to_numpy(zero_copy_only=False) / 1e6)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
@@ -198,9 +203,10 @@ def _guessed(text: Any, path: Path) -> np.ndarray:
     return scaled(times) if 2 * sum(bool(NUMBER.fullmatch(value)) for value in distinct) > len(distinct) else times
 
 
-QUARTER = re.compile(r"(\d{4})[-/ ]?Q([1-4])")
+QUARTER = re.compile(r"(?P<year>\d{4})[-/ ]?Q(?P<quarter>[1-4])|Q(?P<first>[1-4])[-/ ](?P<last>\d{4})")
 AMERICA = {"E": "-0500", "C": "-0600", "M": "-0700", "P": "-0800"}  # in winter
 POINTED = re.compile(r"\b(\d{1,2})\.(\d\d)\.(\d\d)\.(\d{1,9})(?= ?[AP]M)")  # as Oracle writes it
+UNTIL = re.compile(r"(.*\d:\d\d) - .*\d:\d\d.*")  # of a time from and to, the first
 # A written time in three: the date and the clock to the second, its fraction, its zone.
 WRITTEN = re.compile(r"\[?(?P<clock>.*?)(?:(?<=:\d\d:\d\d)[.,](?P<fraction>\d{1,9}))?(?P<half> ?[AP]M)?\s*"
                      r"(?P<zone>Z|UTC|GMT|[ECMP][SD]T|(?<=[\d ])[+-]\d\d:?\d\d)?(?P<year> \d{4})?\]?")
@@ -212,8 +218,9 @@ def _dated(texts: list[str], path: Path) -> np.ndarray:
 
     clocks, offsets = [], []
     for text in texts:
-        text = POINTED.sub(r"\1:\2:\3.\4", text)
-        text = QUARTER.sub(lambda quarter: f"{quarter[1]}-{3 * int(quarter[2]) - 2:02d}", text)
+        text = POINTED.sub(r"\1:\2:\3.\4", UNTIL.sub(r"\1", text))
+        text = QUARTER.sub(lambda said: f"{said['year'] or said['last']}-"
+                           f"{3 * int(said['quarter'] or said['first']) - 2:02d}", text)
         parsed = WRITTEN.fullmatch(text)
         if parsed and (parsed["zone"] or "")[:1] in ("+", "-") and not re.search(r"\d[:.]\d\d", parsed["clock"]):
             parsed = None  # 14-08-2018
@@ -275,11 +282,11 @@ def _living(times: np.ndarray) -> np.ndarray:
 
 def scaled(numbers: np.ndarray) -> np.ndarray:
     """Numbers in seconds: of an epoch in milli-, micro- or nanoseconds (told by their size), or dates written as one
-    number (20240131, with hours, minutes and seconds behind: 20240131235959)."""
+    number (202401, 20240131, with hours, minutes and seconds behind: 20240131235959)."""
     usable = np.isfinite(numbers)
     finite = numbers[usable]
-    for digits in (8, 10, 12, 14):
-        if finite.size and (finite == np.round(finite)).all() and _calendar(finite, digits):
+    for digits in (6, 8, 10, 12, 14):
+        if finite.size > (5 if digits == 6 else 0) and (finite == np.round(finite)).all() and _calendar(finite, digits):
             dates = [datetime.strptime(str(int(value)), "%Y%m%d%H%M%S"[: digits - 2]) for value in finite.tolist()]
             seconds = np.full(len(numbers), np.nan)
             seconds[usable] = [date.replace(tzinfo=UTC).timestamp() for date in dates]
@@ -291,10 +298,10 @@ def scaled(numbers: np.ndarray) -> np.ndarray:
 
 def _calendar(numbers: np.ndarray, digits: int) -> bool:
     """Whether all are days of the calendar written as numbers of so many digits."""
-    days = numbers // 10 ** (digits - 8)
+    days = numbers * 100 + 1 if digits == 6 else numbers // 10 ** (digits - 8)
     if days.min() < 19000101 or days.max() > 21001231:
         return False
-    clock = numbers.astype(np.int64) % 10 ** (digits - 8) * 10 ** (14 - digits)
+    clock = numbers.astype(np.int64) % 10 ** max(digits - 8, 0) * 10 ** (14 - digits)
     clocks = clock // 10000 < 24, clock // 100 % 100 < 60, clock % 100 < 60
     try:
         for day in np.unique(days).astype(np.int64).tolist():

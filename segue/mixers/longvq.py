@@ -308,7 +308,7 @@ class LongVQ(Mixer):
         inputs = self._project(x, memory)
         y = self.attention(inputs, layout, parts.get("attention")) if self.causal else \
             self.attention.attend_both_ways(inputs, layout)
-        if self.training:
+        if self.training and x.numel():
             if self.commitment:
                 self.commitment_error = (inputs[1] - self.attention.codebook.codes[inputs[3]]).square().mean()
             self.attention.codebook.learn(inputs[1].flatten(0, 1))

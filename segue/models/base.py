@@ -161,9 +161,12 @@ def max_positions(model: Any) -> int | None:
 
 
 def needs_whole_prompt(model: Decodable) -> bool:
-    """Whether some part of the model must be given the whole prompt in one call."""
-    parts = model.modules() if isinstance(model, nn.Module) else [model]
-    return any(getattr(part, "needs_whole_prompt", False) for part in parts)
+    """Whether the model must be given the whole prompt in one call: what it says itself, else whether some part of it
+    must be."""
+    own: bool | None = getattr(model, "needs_whole_prompt", None)
+    if own is None and isinstance(model, nn.Module):
+        return any(getattr(part, "needs_whole_prompt", False) for part in model.modules())
+    return bool(own)
 
 
 def set_prompt_lengths(model: Decodable, state: Decoding, lengths: Tensor) -> None:

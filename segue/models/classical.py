@@ -309,9 +309,10 @@ class Spectral:
         pseudo_inverse = np.linalg.pinv(hankel @ basis_vectors)
         empty = words.index(())
         self.start = hankel[empty] @ basis_vectors
-        self.step = {}
-        for x in symbols:
-            shifted = np.array([[prefix_value((*u, x, *v)) for v in words] for u in words])
+        self.step, nothing = {}, [0.0] * len(words)
+        for x in symbols:  # what no sequence begins with, none begins with and goes on from either
+            shifted = np.array([[prefix_value((*u, x, *v)) for v in words] if prefix_value((*u, x)) else nothing
+                                for u in words])
             self.step[x] = pseudo_inverse @ shifted @ basis_vectors
         self.prefix_weights = pseudo_inverse @ hankel[:, empty]
         self.next_weights = np.zeros((self.vocabulary, rank))

@@ -1,7 +1,9 @@
 """Classifiers: any backbone that gives hidden vectors, and a head that scores classes from one of them.
 
 A row is classified at the position of its target, usually its last element before the padding: from the hidden vector
-there or, with pool "mean", from the mean of the hidden vectors up to there. The backbone may use any mixer.
+there or, with pool "mean", from the mean of the hidden vectors up to there. The backbone may use any mixer; one that
+looks both ways also sees the padding, unless `Batch.starts` makes it a document of its own
+(`segue.models.base.padding_starts`).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ in advance.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.layout import LayerNodes, Layout
 from segue.mixers.state import State
+from segue.models.base import needs_whole_prompt
 from segue.models.stack import OnePassModel, Stack
 
 UNLIMITED_SPAN = 1 << 40  # longer than any document
@@ -137,6 +138,8 @@ class Scheduled(OnePassModel, nn.Module):
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """`Stack.hidden` in which nodes beyond a layer's span skip that layer."""
         offsets = offsets_from_prompts(layout) if state is None else state.offset_from_prompt(layout.positions)
+        if layout.prompt is not None and not needs_whole_prompt(self.stack):
+            layout = replace(layout, prompt=None)  # it counts for the depth alone
         lowest, highest = (int(end) for end in offsets.aminmax()) if offsets.numel() else (0, 0)
         x, layer_nodes = self.stack.embed(tokens, layout.positions), dict[int, LayerNodes | None]()
         for index, span in enumerate(self.spans):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.files import atomic_write
 from segue.models.advised import load_counts
-from segue.models.base import Decodable, Decoding, Output
+from segue.models.base import Decodable, Decoding, Output, needs_whole_prompt
 from segue.models.counts import MAX_PROBABILITIES, BlendedCounts, TokenState, as_checked_ids, sample_spans
 from segue.models.gate import Gate, fit_gate
 
@@ -95,6 +95,10 @@ class Mixture:
     @property
     def vocabulary(self) -> int:
         return self.counts.vocabulary
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        return needs_whole_prompt(self.network)
 
     @property
     def path(self) -> str:

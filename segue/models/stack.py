@@ -380,7 +380,12 @@ class OnePassModel:
 
 
 class Stack(OnePassModel, nn.Module):
-    """A language model over element ids. Satisfies `segue.models.base.Decodable`."""
+    """A language model over element ids. Satisfies `segue.models.base.Decodable`.
+
+    needs_whole_prompt: whether it reads prompts as a whole; None: if one of its mixers does.
+    """
+
+    needs_whole_prompt: bool | None = None
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()

@@ -116,7 +116,8 @@ class Batch:
             total = len(first) + len(second)
             room = total if length is None else length - len(between)
             if total > room:
-                most = max(1, min(room - 1, round(room * len(first) / total)))
+                most = min(len(first), max(1, min(room - 1, round(room * len(first) / total))))
+                most = max(most, room - len(second))  # an empty one leaves its place to the other
                 first, second = first[:most], second[: room - most]
             rows.append([*first, *between, *second])
         return Batch.labelled(rows, labels, length)

@@ -14,7 +14,7 @@ Span = tuple[int, int]  # from the first element to behind the last
 
 def draw_spans(length: int, draw: np.random.Generator, most: int = 5, share: float = 0.2) -> list[Span]:
     """Draw gaps of a sequence: their number is Poisson with mean 1, at most `most`; they begin anywhere, and each is
-    from 1 element to `share` of the distance to the next gap (or the end) long. They do not overlap."""
+    from 1 element to less than `share` of the distance to the next gap (or the end) long. They do not overlap."""
     begins = np.sort(draw.choice(length, min(int(draw.poisson(1.0)), most, length), replace=False)).tolist()
     return [(begin, begin + int(draw.integers(1, max(2, int(share * (end - begin))))))
             for begin, end in zip(begins, [*begins[1:], length])]

@@ -61,7 +61,7 @@ class FunctionTask:
 
     inputs: d. window: k, the inputs that a label depends on; those before the first are zero. shape: "linear"; "relu"
     of the sum; "autoregressive", the sum mixed with the previous label. noise: standard deviation of the noise added to
-    each label. Without noise, labels have a mean square of one where the window is full.
+    each label. Without noise, linear and relu labels have a mean square of one where the window is full.
     """
 
     inputs: int = 1

@@ -46,7 +46,7 @@ class Reachability:
 
     def graphs(self, rows: int, n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Edges (rows, m, 2), the vertices in the order in which they are reached from a source (rows, n; -1 behind the
-        last), a target (rows; -1 if there is none) and whether it is reachable (rows)."""
+        last), a target (rows; -1 if all vertices or none can be reached) and whether it is reachable (rows)."""
         size = self.vertices
         names = torch.rand(rows, size, generator=generator).argsort(1)[:, :n]
         drawn = torch.rand(rows, n * (n - 1), generator=generator).argsort(1)[:, : int(DENSITY * n)]
@@ -61,10 +61,12 @@ class Reachability:
             order.append(first.where(frontier.any(1), -1))
             reached = reached + F.one_hot(first, size) * frontier.any(1, keepdim=True)
         answer = torch.rand(rows, generator=generator) < 0.5
-        candidates = (reached > 0) == answer[:, None]
-        candidates &= torch.zeros(rows, size).scatter(1, names[:, 1:], 1.0) > 0
+        others = torch.zeros(rows, size).scatter(1, names[:, 1:], 1.0) > 0
+        inside, outside = others & (reached > 0), others & (reached == 0)
+        candidates = torch.where(answer[:, None], inside, outside)
         target = (torch.rand(rows, size, generator=generator) * candidates).argmax(1)
-        return edges, torch.stack(order, 1), target.where(candidates.any(1), -1), answer.long()
+        # Either answer must be possible, else graphs left out for one of them would make the other more frequent.
+        return edges, torch.stack(order, 1), target.where(inside.any(1) & outside.any(1), -1), answer.long()
 
     def task(self, name: str) -> Task:
         """The task on the largest graphs that fit a row; rows are padded in front."""
@@ -74,7 +76,7 @@ class Reachability:
         def draw(rows: int, length: int, generator: torch.Generator) -> Batch:
             n = max(n for n in range(4, size + 1) if self.length(n) <= length or n == 4)
             accepted = list[tuple[torch.Tensor, ...]]()
-            while sum(len(part[0]) for part in accepted) < rows:  # rows without a target are drawn again
+            while sum(len(part[0]) for part in accepted) < rows:  # rows without both sorts of target are drawn again
                 drawn = self.graphs(rows, n, generator)
                 accepted.append(tuple(part[drawn[2] >= 0] for part in drawn))
             edges, reached, target, reachable = (torch.cat(parts)[:rows] for parts in zip(*accepted))

@@ -76,11 +76,11 @@ class Epoch:
 class Batches:
     """Batches of `rows` rows of `context` elements from a store.
 
-    `batches(step)` -> Batch, always the same for the same step and seed. One epoch shows every element once (a few
-    twice, where windows overlap at the end of a document). packing: put several short documents in a row; False gives
-    each a row of its own, for models that cannot reset their state within a row. vary: data augmentation; gets the ids
-    of each window or short document, including the last target, and a random generator, and returns as many ids (see
-    `segue.kinds.nucleotides.variation`). Side channels are not changed.
+    `batches(step)` -> Batch, always the same for the same step and seed. One epoch shows every element once, or twice
+    where windows overlap, at the beginning and the end of a document longer than a row. packing: put several short
+    documents in a row; False gives each a row of its own, for models that cannot reset their state within a row. vary:
+    data augmentation; gets the ids of each window or short document, including the last target, and a random generator,
+    and returns as many ids (see `segue.kinds.nucleotides.variation`). Side channels are not changed.
     """
 
     def __init__(self, store: Store, context: int, rows: int, seed: int = 0, packing: bool = True,

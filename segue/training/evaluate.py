@@ -246,17 +246,14 @@ def scoring_windows(offsets: np.ndarray, predicted: np.ndarray, context: int, ov
     only.
     """
     step = max(1, context - int(overlap * context))
-    windows = []
-    for document in np.flatnonzero(predicted > 0):
-        n, first = int(predicted[document]), int(offsets[document])
-        windows.append((document, first, min(n, context), 0))
-        scored_end = min(n, context)
-        while scored_end < n:
-            end = min(n, scored_end + step)
-            start = max(0, end - context)
-            windows.append((document, first + start, end - start, scored_end - start))
-            scored_end = end
-    return np.array(windows, dtype=np.int64).reshape(-1, 4)
+    scored = np.flatnonzero(predicted > 0)
+    count = 1 + np.maximum(0, -((context - predicted[scored]) // step))
+    document = np.repeat(scored, count)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)
+    end = np.minimum(predicted[document], context + number * step)
+    start = np.maximum(0, end - context)
+    known = np.where(number > 0, context + (number - 1) * step - start, 0)
+    return np.stack([document, offsets[document] + start, end - start, known], 1).astype(np.int64)
 
 
 def select_windows(offsets: np.ndarray, predicted: np.ndarray, context: int, overlap: float,

@@ -104,6 +104,8 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     data, folder = as_data(data, kind), None if out is None else Path(out)
     if mixer is not None:
         choices["mixer"] = mixer
+    if not isinstance(mix, bool):
+        raise SegueError(f"mix cannot be {mix!r}: it is true or false")
     if held_out is not None and split is not None:
         raise SegueError("held_out is data to measure on, and split a way to hold some out: give one of them")
     held_out = None if held_out is None else as_data(held_out, data.kind.name, **data.reading or {})

@@ -11,6 +11,7 @@ from segue.data import Data, of, read
 from segue.errors import SegueError
 from segue.kinds import Codec
 from segue.kinds.codecs import ItemCodec
+from segue.training.recipe import same_type
 
 
 def unknown_share(codec: Codec, data: Data) -> float:
@@ -53,8 +54,11 @@ def describe_option(name: str, options: dict[str, Any]) -> str:
 def training_minutes(minutes: float | None, steps: int | None, default: float) -> float | None:
     """The time budget in minutes, `default` if neither is given, or None if the budget is a number of steps.
 
-    Raises SegueError if both are given, or one is not above 0.
+    Raises SegueError if both are given, or one is no number above 0.
     """
+    for name, value, example in (("minutes", minutes, 2.5), ("steps", steps, 100)):
+        if value is not None and not same_type(value, example):
+            raise SegueError(f"{name} cannot be {value!r}: it is, for example, {example}")
     if minutes is not None and steps is not None:
         raise SegueError("give minutes or steps, not both")
     if (minutes is not None and not 0 < minutes < math.inf) or (steps is not None and steps < 1):

@@ -217,22 +217,25 @@ def majority_accuracy(task: str, length: int, seed: int) -> float:
 
 
 def scoreboard(tasks: str = "synthetic", minutes: float | None = None, steps: int | None = None,
-               mixers: Sequence[str] | None = None, parameters: int = PARAMETERS, length: int | None = None,
+               mixers: str | Sequence[str] | None = None, parameters: int = PARAMETERS, length: int | None = None,
                rows: int = ROWS, seed: int = 0, out: str | Path | None = None, quiet: bool = False) -> Scoreboard:
     """Train every causal mixer on every task in the same way; prints an estimate of the time first.
 
     tasks: "synthetic" for the nine standard tasks, or names from TASKS separated by commas. length, steps: the longest
     length in training, and the maximal number of steps (default: TASK_SETTINGS). minutes: scale the steps of all tasks
-    by one factor so that everything takes about so long, judging by the measured speed. mixers: names (default: all
-    causal ones). out: a folder for the results, the picture and the finished cells; repeating the call resumes there,
-    and retries what failed.
+    by one factor so that everything takes about so long, judging by the measured speed. mixers: names, a list or with
+    commas between (default: all causal ones). out: a folder for the results, the picture and the finished cells;
+    repeating the call resumes there, and retries what failed.
     """
     if minutes is not None and not 0 < minutes < math.inf:
         raise SegueError(f"minutes must be more than 0, not {minutes}")
+    for option, value in (("steps", steps), ("parameters", parameters), ("length", length), ("rows", rows)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise SegueError(f"{option} cannot be {value!r}: it is a whole number from 1 on")
     names = list(TASK_SETTINGS) if tasks == "synthetic" else tasks.split(",")
     if unknown := [name for name in names if name not in TASKS]:
         raise SegueError(f"task '{unknown[0]}' is unknown: choose 'synthetic' or from {', '.join(TASKS)}")
-    chosen = list(mixers or board_mixers())
+    chosen = mixers.split(",") if isinstance(mixers, str) else list(mixers or board_mixers())
     if unknown := [name for name in chosen if name not in board_mixers()]:
         raise SegueError(f"mixer '{unknown[0]}' has no place on the board: choose from {', '.join(board_mixers())}")
     lengths = {name: length or TASK_SETTINGS.get(name, DEFAULT_SETTING)[0] for name in names}

@@ -124,7 +124,7 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
     """
     begin = time.monotonic()
     minutes = training_minutes(minutes, steps, MINUTES)
-    learner = strategy_named(strategy) if isinstance(strategy, str) else strategy
+    learner = strategy if isinstance(strategy, Strategy) else strategy_named(str(strategy))
     job = fitted.update_job()
     check_request(job, data, learner, choices)
     packing = fitted.model.resettable and learner.packs
@@ -133,7 +133,7 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
     notes = [*([describe_unknown(share, data)] if share else []), *fitted.reading_differences(data)]
     memory = fitted.memory or job.new_memory()
     numbers = itertools.count(len(fitted.report.get("updates", [])) + 1)  # a merged model has another's experiences
-    name = name or next(free for number in numbers if (free := f"update {number}") not in memory.exams)
+    name = str(name) if name else next(free for number in numbers if (free := f"update {number}") not in memory.exams)
     if name in memory.exams:
         raise SegueError(f"the model has learned an experience called '{name}' already: choose another name")
     request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else learner.name,
@@ -201,9 +201,10 @@ class UpdateJob:
     def new_memory(self) -> Memory:
         return Memory(self.fitted.context)
 
-    def objective(self, plan: Plan) -> Objective | None:
-        """What the model is trained by; None: the next element."""
-        return objective_named(plan.objective, known=plan.known) if plan.objective in BOTH_WAYS else None
+    def objective(self, plan: Plan) -> Objective:
+        """What the model is trained by: that of its fit."""
+        codec = self.fitted.codec
+        return objective_named(plan.objective, codec.eos, codec.spelling, plan.known)
 
     def first_plan(self) -> Plan:
         """The plan of the first fit; of a pretrained network that was not fitted here, one with usual rates."""
@@ -211,10 +212,9 @@ class UpdateJob:
             return Plan.from_dict(saved)
         if not self.fitted.report.get("huggingface"):
             raise SegueError("the model's report holds no plan to learn on by: update a model that fit wrote")
-        rates = dict.fromkeys(("rate", "table_rate", "vector_rate", "state_rate"), PRETRAINED_RATE / RATE_FACTOR)
-        context = self.fitted.context
+        context, rate = self.fitted.context, PRETRAINED_RATE / RATE_FACTOR
         return Plan(self.fitted.model.vocabulary, context=context, rows=max(1, PRETRAINED_TOKENS // context),
-                    muon=False, **rates)
+                    muon=False, rate=rate, table_rate=rate, vector_rate=rate, state_rate=rate)
 
     def held_out_scorer(self, held: Any, plan: Plan) -> Callable[[Any], float]:
         return held_out_scorer(held, plan)
