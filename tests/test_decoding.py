@@ -175,6 +175,14 @@ def test_decoding_in_two_calls_equals_one() -> None:
     assert first + generate(model, [[1, 2, *first]], 25, "sample", seed=5)[0].tokens == expected
 
 
+def test_numpys_whole_numbers_are_whole_numbers() -> None:
+    model, options = TableModel(7, sharpness=1.0), {"n": 9, "seed": 3, "eos": 2, "top_k": 4, "temperature": 2}
+    converted = {name: np.int64(value) for name, value in options.items()}
+    expected, answer = (generate(model, [[1, 2]], decoder="sample", **each)[0].tokens for each in (options, converted))
+    assert answer == expected
+    assert generate(model, [[1]], 4, "tree", budget=9, chunk=2, seed=-1)[0].tokens, "of a search, too, and negative"
+
+
 def test_a_repeated_prompt_is_read_once_and_samples_differ() -> None:
     model = stack("mixed")
     answers = generate(model, [[1, 2, 3]] * 6, 20, "sample", seed=1)
@@ -352,6 +360,7 @@ def test_a_processor_sees_the_drafted_path_and_may_mask_tokens() -> None:
     (lambda model: generate(model, [[1]], 3, temperature=-1.0), "temperature"),
     (lambda model: generate(model, [[1]], 3, temperature=np.inf, bad_words_ids=[[2]]), "temperature"),
     (lambda model: generate(model, [[1]], 3, top_k=2.0), "top_k must be a whole number, not 2.0"),
+    (lambda model: generate(model, [[1]], 3, "beam", length_penalty="x"), "length_penalty must be a number, not 'x'"),
     (lambda model: generate(model, [[1]], 3, "beam", num_beams=2.0), "num_beams must be a whole number, not 2.0"),
     (lambda model: generate(model, [[1]], 3, top_p=0.0), "top_p"),
     (lambda model: generate(model, [[1]], 3, "beam", "trie"), "cannot use a draft"),
@@ -359,7 +368,10 @@ def test_a_processor_sees_the_drafted_path_and_may_mask_tokens() -> None:
     (lambda model: generate(model, [[1]], 3, "beam", until=bool), "neither takes back nor stops at a condition"),
     (lambda model: continue_objects(model, ItemCodec([*"abcde"]), ["a"], 3, "beam", until=bool), "nor stops at a cond"),
     (lambda model: generate(model, [[1]], 3, acceptor="wishful"), "'wishful' is unknown"),
-    (lambda model: generate(model, [[1], [2]], 3, seed=[1]), "1 seeds for 2 prompts"),
+    (lambda model: generate(model, [[1], [2]], 3, seed=[1]), "for 2 prompts: give one whole number"),
+    (lambda model: generate(model, [[1]], 3, seed=1.5), "seed 1.5 for 1 prompts"),
+    (lambda model: generate(model, [[1]], 2.5), "a whole number, one for all or"),  # type: ignore[arg-type]
+    (lambda model: continue_objects(model, ItemCodec([*"abcde"]), ["a"], 2.5), "a whole number, one for all or"),
     (lambda model: next(stream(model, [[1]], 3, "beam")), "cannot stream"),
     (lambda model: TrieDraft(mode="tree"), "mode 'tree'"),  # type: ignore[arg-type]
 ])
@@ -683,7 +695,7 @@ def test_continue_takes_one_prime_or_several(tmp_path: Path) -> None:
         continue_(fitted, [], 4)
     with pytest.raises(SegueError, match="stop"):
         continue_(fitted, "a", 4, stop=[3])
-    with pytest.raises(SegueError, match=r"wrong sort in .*temperature="):
+    with pytest.raises(SegueError, match="temperature must be a number, not 'warm'"):
         continue_(fitted, "a", 4, temperature="warm")
 
 

@@ -184,5 +184,8 @@ def test_ended_samples_are_valid_molecules(tmp_path: Path) -> None:
     for first, last, well, over in zip(raw, answers, fine, ended):
         assert (first.whole == last.whole) == (well or not over) and bool(last.remark) == (over and not well)
         assert last.finish != "stop" or model.kind.well_formed(last.whole) or "nor were" in last.remark
+    alone = (model.continue_("C", n=60, decoder="sample", seed=[seed]) for seed in range(99))
+    seed, redrawn = next((seed, answer) for seed, answer in enumerate(alone) if answer.remark)
+    assert model.continue_(["CC", "C"], n=60, decoder="sample", seed=[5, seed])[1].whole == redrawn.whole
     assert [answer.whole for answer in answers] == [each.whole for each in model.continue_("C", n=60, samples=24,
                                                                                            seed=1).answers]

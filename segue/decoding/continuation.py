@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -190,7 +191,7 @@ def build_request(model: Decodable, codec: Codec, primes: Sequence[Any], n: int 
     stops = Stops(stop, codec) if len(stop) else None
     prompts = [prime_tokens(codec, prime, model) for prime in primes]
     leads: list[Any] = [answer_lead(codec, model)] * len(prompts)
-    limits = None if n is None else [n] * len(prompts) if isinstance(n, int) else list(n)
+    limits: Any = None if n is None else resolve_limits(n, len(prompts))
     max_units = limits if codec.counted else None
     recipe = DECODERS.get(decoder or "")
     searches = recipe is not None and recipe.search is not None  # which has no stop conditions
@@ -204,7 +205,6 @@ def build_request(model: Decodable, codec: Codec, primes: Sequence[Any], n: int 
         if any(leads):
             processors.append(Healing(spelling_of(codec)))
             if limits is not None:  # respelled tokens are not counted
-                resolve_limits(limits, len(prompts))
                 limits = [limit + getattr(prompt, "removed_count", 0) for limit, prompt in zip(limits, prompts)]
     conditions: list[Until] = [stop_condition(stops, len(lead), until) for lead in leads]
     if max_units is not None:
@@ -392,7 +392,7 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     if not records:
         raise SegueError("there is nothing to continue: give a prime, or none at all")
     unknown_counts = [count_unknown(fitted.codec, record.object) for record in records]
-    if depth is not None and (weights != "float32" or not isinstance(n, int)):
+    if depth is not None and (weights != "float32" or not isinstance(n, Integral)):
         raise SegueError("depth needs to know how long answers may be, one n for all, and leaves weights as they are")
     model = fitted.decodable(weights) if depth is None else fitted.scheduled(DepthSchedule.parse(depth, n or 1))
     is_plain = draft is None and not len(stop) and options.keys() <= {*option_names("sample"), "seed"}
@@ -466,6 +466,8 @@ def _continue_well_formed(fitted: FittedModel, model: Decodable, primes: list[An
         options["processors"] = (*options.get("processors", ()), Begun(prime_tokens(fitted.codec, None, model)))
     redraw = options.pop("well_formed", True) and decoder == "sample"
     proposer, seed = drafter_for(fitted, decoder, draft), options.get("seed", 0)
+    several = isinstance(seed, Sequence | np.ndarray)  # which make each answer what it would be alone
+    row_seeds = list(seed) if several else [seed + row for row in range(len(primes))]
     answers = continue_objects(model, fitted.codec, primes, n, decoder, proposer, stop=stop, **options)
 
     def is_malformed(row: int) -> bool:
@@ -474,8 +476,8 @@ def _continue_well_formed(fitted: FittedModel, model: Decodable, primes: list[An
     malformed, attempt = [row for row in range(len(answers)) if redraw and is_malformed(row)], 1
     while malformed and attempt < MAX_DRAWS:
         attempt += 1
-        seeds = [(seed if isinstance(seed, int) else seed[row]) + row + SEED_STRIDE * attempt for row in malformed]
-        limits = n if n is None or isinstance(n, int) else [n[row] for row in malformed]
+        seeds = [row_seeds[row] + SEED_STRIDE * attempt for row in malformed]
+        limits = [n[row] for row in malformed] if isinstance(n, Sequence | np.ndarray) else n
         redrawn = continue_objects(model, fitted.codec, [primes[row] for row in malformed], limits, decoder, proposer,
                                    stop=stop, **options | {"seed": seeds})
         for row, answer in zip(malformed, redrawn):

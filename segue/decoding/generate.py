@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -157,14 +158,16 @@ def _check_prompts(prompts: Sequence[Prompt], model: Decodable) -> tuple[Decodab
 
 def resolve_limits(n: int | Sequence[int] | None, count: int) -> list[int | None]:
     """n as one limit for each of `count` prompts, checked."""
-    limits: list[int | None] = [n] * count if n is None or isinstance(n, int) else list(n)
-    if len(limits) != count or any(limit is not None and limit < 1 for limit in limits):
-        raise SegueError(f"n must be at least 1, one for all or one for each of the {count} prompts, not {n}")
+    limits: list[int | None] = list(n) if isinstance(n, Sequence | np.ndarray) else [n] * count
+    if len(limits) != count or any(limit is not None and (not isinstance(limit, Integral) or limit < 1)
+                                   for limit in limits):
+        raise SegueError(f"n must be at least 1, a whole number, one for all or one for each of the {count} prompts, "
+                         f"not {n}")
     return limits
 
 
-def _stop_ids(eos: int | Sequence[int] | None) -> frozenset[int]:
-    return frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
+def _stop_ids(eos: Any) -> frozenset[int]:
+    return frozenset(() if eos is None else [eos] if isinstance(eos, Integral) else eos)
 
 
 def make_cost(drafter: Drafter | None, adaptive: bool = True) -> Cost:
@@ -190,12 +193,13 @@ def _make_rows(model: Decodable, prompts: list[Sequence[int]], sampling: Samplin
     limits, stops = resolve_limits(n, len(prompts)), _stop_ids(eos)
     if backspace is not None:
         _check_backspace(backspace, model, limits, stops)
-    if not isinstance(seed, int) and len(seed) != len(prompts):
-        raise SegueError(f"{len(seed)} seeds for {len(prompts)} prompts: give one for all or one for each")
+    if not isinstance(seed, Integral) and np.shape(seed) != (len(prompts),):
+        raise SegueError(f"seed {seed} for {len(prompts)} prompts: give one whole number for all or one for each")
 
     def noise(row: int) -> Callable[[int], Noise]:
         # A list of seeds makes each row what it would be alone; one seed makes row i the i-th stream of that seed.
-        return lambda lane: Noise(seed, row, lane) if isinstance(seed, int) else Noise(seed[row], 0, lane)
+        own: tuple[Any, int] = (seed, row) if isinstance(seed, Integral) else (seed[row], 0)  # type: ignore[index]
+        return lambda lane: Noise(*own, lane)
 
     for index, prompt in enumerate(prompts):
         yield Row(index, next(_requests), prompt, limits[index], sampling, stops, noise(index), model, logprobs,
@@ -260,7 +264,7 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
         if n is None:
             raise SegueError(f"decoder '{name}' needs to know how long the answer may be: give n")
         if "seed" in SEARCHES[recipe.search].options:
-            if not isinstance(seed, int):
+            if not isinstance(seed, Integral):
                 raise SegueError(f"decoder '{name}' draws the same for every prompt: give one seed")
             search_options["seed"] = seed
         if backspace is not None or until is not None:

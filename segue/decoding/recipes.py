@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 from segue.decoding.draft import DRAFTERS, Drafter
@@ -35,6 +36,7 @@ DECODERS: dict[str, Recipe] = {
     "tree": Recipe(search="tree"),
 }
 
+NUMBERS = {"int": Integral, "float": Real}
 RULE_OPTIONS = tuple(field.name for field in fields(Rules))
 COMMON_OPTIONS = ("repetition_penalty", *RULE_OPTIONS, "processors", "renormalize_logits")  # of every decoder
 SAMPLING_OPTIONS = tuple(field.name for field in fields(Sampling) if field.name not in ("do_sample", *COMMON_OPTIONS))
@@ -63,16 +65,12 @@ def option_names(decoder: str) -> tuple[str, ...]:
 
 
 def build(make: type[Any], **options: Any) -> Any:
-    """make(**options) of a dataclass, with a SegueError if a value has the wrong type."""
+    """make(**options) of a dataclass, with a SegueError where a number should be and is not."""
     for field in fields(make):
-        value = options.get(field.name)
-        if str(field.type).startswith("int") and value is not None and not hasattr(value, "__index__"):
-            raise SegueError(f"{field.name} must be a whole number, not {value!r}")
-    try:
-        return make(**options)
-    except TypeError as error:
-        listed = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise SegueError(f"a value of the wrong sort in {listed} ({error}): give numbers where they belong") from error
+        value, kind = options.get(field.name), str(field.type).partition(" ")[0]
+        if value is not None and kind in NUMBERS and not isinstance(value, NUMBERS[kind]):
+            raise SegueError(f"{field.name} must be a {'whole ' * (kind == 'int')}number, not {value!r}")
+    return make(**options)
 
 
 def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str, Any], model: Decodable,

@@ -32,7 +32,7 @@ class Noise:
     BLOCK = 256  # numbers generated at once; Philox gives four for each value of its counter
 
     def __init__(self, seed: int, row: int = 0, lane: int = 0) -> None:
-        self._key = (seed % 2**64) | (4 * row + lane) % 2**64 << 64
+        self._key = (int(seed) % 2**64) | (4 * row + lane) % 2**64 << 64
         self._block, self._values = -1, [0.0]
 
     def at(self, position: int) -> float:

@@ -145,7 +145,7 @@ class TreeSearch:
         self.answers: dict[tuple[tuple[int, ...], bool], Hypothesis] = {}
         self.heap: list[tuple[float, int, Node]] = [(0.0, 0, self.root)]
         self.numbers = itertools.count(1)
-        self.random = np.random.default_rng(options.seed)
+        self.random = np.random.default_rng(options.seed % 2**64)  # negative ones, too
         self.running: list[Reading] = []
         self.tokens_read, self.next_move = 0, options.move_every
         self.finishing = False
