@@ -236,6 +236,17 @@ def test_cluster_splits_keep_relatives_together(kind: str) -> None:
     assert families(reversed_split[1]) == families(test) and families(reversed_split[0]) == families(train)
 
 
+def test_large_families_are_held_out_no_more_often_than_small_ones() -> None:
+    draw = np.random.default_rng(0)
+    ancestors = ["".join(RESIDUES[i] for i in row) for row in draw.integers(0, 20, (60, 60))]
+    data = of([f"{ancestor}{'ACDEFGHIKL'[member]}" for family, ancestor in enumerate(ancestors)
+               for member in range(10 if family < 20 else 1)], kind="protein")
+    held = [protein[:-1] for seed in range(20) for protein in data.split(0.2, by="cluster", seed=seed)[1].objects()]
+    large = sum(protein in ancestors[:20] for protein in held) / (20 * 20 * 10)
+    small = sum(protein in ancestors[20:] for protein in held) / (20 * 40)
+    assert 0.1 < large < 0.3 and 0.1 < small < 0.3
+
+
 def test_word_length_follows_the_data() -> None:
     draw = np.random.default_rng(0)
     small_alphabet, large_alphabet = (draw.integers(0, size, (50, 300)).astype(np.uint64) for size in (4, 20))

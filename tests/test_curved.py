@@ -17,6 +17,7 @@ from segue.papers.curved_contrastive import (
     evaluate,
     load_dailydialog,
     load_dialogsum,
+    without_copies,
 )
 
 
@@ -71,3 +72,11 @@ def test_request_batches_have_the_right_answers() -> None:
             assert text_answer == answer and expected.startswith(text_answer)
     single = sample_requests(5, 1, np.random.default_rng(0), most=1)
     assert all(bytes(a for a in row if a >= 0).count(b"\n") == 1 for row in single.targets.tolist())
+
+
+def test_dialogues_of_the_test_part_are_not_learned_from() -> None:
+    test = [["How was your holiday?", "Yes.", "It rained for all of the week."], ["What time is it?", "Half past ten."]]
+    copied = ["How was your holiday ?", "No!", "it rained, for all of the week"]
+    other = ["How was your holiday?", "I stayed at home with the children.", "Did they like that?"]
+    assert without_copies([copied, other, ["Where did you leave the keys?", "Yes."]], test) == [
+        other, ["Where did you leave the keys?", "Yes."]]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segue.data.clusters import clusters
+from segue.data.clusters import clusters, hash_elements
 from segue.errors import SegueError
 
 if TYPE_CHECKING:
@@ -122,11 +122,12 @@ def _hashes(data: Data, spans: np.ndarray, key: str, seed: int) -> np.ndarray:
 
 
 def _cluster_hashes(data: Data, spans: np.ndarray, seed: int) -> np.ndarray:
-    """(n,) uint64: the smallest content hash in each span's cluster, the same for all of a cluster."""
+    """(n,) uint64: a hash of the smallest content hash in each span's cluster, the same for all of a cluster. Hashed
+    once more, since the smallest of many is small: as it is, the largest clusters would always be held out."""
     family = clusters(data.view(spans))
     smallest = np.full(len(spans), np.iinfo(np.uint64).max)
     np.minimum.at(smallest, family, _hashes(data, spans, "content", seed))
-    return smallest[family]
+    return hash_elements(smallest[family])
 
 
 def _merge_parts(spans: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ WORDS = 8  # longest repeated unit
 CLIP = 0.1  # of the gradient's norm, as in the official runs: else steps of maximum likelihood, whose gradients are
 # larger, outweigh the others
 CONTROLS = [{"rate": rate} for rate in (5e-4, 1e-3)]
-DECAYS = [{"coin": coin, "gamma": gamma, "rate": 1e-3} for coin in (0.25, 0.1) for gamma in (0.5, 0.8)]
+DECAYS = [{"coin": coin, "gamma": gamma, "rate": 1e-3} for coin in (0.5, 0.25, 0.1) for gamma in (0.5, 0.8)]
 UNLIKELIHOODS = [{"weight": weight, "rate": 1e-3} for weight in (1.0, 3.0)]
 
 

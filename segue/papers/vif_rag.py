@@ -100,7 +100,8 @@ def survivors(seed: int, tests: int, support: float, families: Sequence[str],
         candidates = write_functions(family, random)
         cases = sample_cases(family, CASES, random, WRONG)
         kept[family] = cross_validate(candidates, cases, sandbox, support=support).functions
-        test_cases = sample_cases(family, tests, random)
+        # Drawn apart, so that the functions do not depend on how many tests there are.
+        test_cases = sample_cases(family, tests, Random(f"tests {seed} {family}"))
         for source in dict.fromkeys(candidates):
             outputs = sandbox.run(source, "evaluate", [arguments for arguments, _ in test_cases])
             agreement = mean(output.value is label for output, (_, label) in zip(outputs, test_cases))
