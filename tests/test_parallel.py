@@ -556,6 +556,19 @@ def test_a_split_stack_keeps_its_mode_and_gradients_their_types() -> None:
         assert modes.tolist() == grad.tolist() == [3, 3] and grad.dtype == torch.bfloat16
 
 
+def test_gradients_that_no_rank_has_stay_away() -> None:
+    """As in one process, where an optimiser leaves such parameters alone."""
+    def partly(comm: Communicator) -> list[Tensor | None]:
+        parameters = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+        if comm.rank:
+            parameters[0].grad = torch.ones(2)
+        sum_gradients(comm, parameters)
+        return [parameter.grad for parameter in parameters]
+
+    for some, none in simulate(2, partly):
+        assert some is not None and some.tolist() == [1, 1] and none is None
+
+
 # -- processes
 
 

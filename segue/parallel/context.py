@@ -238,14 +238,17 @@ def context_parallel(stack: Stack, group: Communicator | dist.ProcessGroup | Dev
 
 
 def sum_gradients(comm: Communicator, parameters: list[nn.Parameter]) -> None:
-    """Sum the parameters' gradients over ranks, in one message. A missing gradient counts as zero."""
+    """Sum the parameters' gradients over ranks, in one message. A gradient that some ranks do not have counts as zero
+    there; one that none has stays away."""
     if comm.size == 1:
         return
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([part.flatten() for part in parts])  # of the widest type, where there are several
+    there = torch.tensor([p.grad is not None for p in parameters]).to(parts[0])
+    flat = torch.cat([there, *(part.flatten() for part in parts)])  # of the widest type, where there are several
     if isinstance(comm, Processes):
         dist.all_reduce(flat, group=comm.group)
     else:
         flat = all_reduce(comm, flat)
-    for parameter, part in zip(parameters, flat.split([part.numel() for part in parts])):
-        parameter.grad = part.view_as(parameter).to(parameter.dtype)
+    there, *sums = flat.split([len(parts), *(part.numel() for part in parts)])
+    for parameter, count, part in zip(parameters, there.tolist(), sums):
+        parameter.grad = part.view_as(parameter).to(parameter.dtype) if count else None
