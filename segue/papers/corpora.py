@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from segue.models import Stack, StackConfig
 from segue.objectives import Batch, generator_of
 from segue.papers.base import dump_weights, load_weights
 from segue.tasks import TASKS
+from segue.tasks.listops import SYMBOLS
 from segue.training.learn import learn, random_windows
 
 # --- pictures ------------------------------------------------------------------------------------------------------
@@ -321,6 +323,20 @@ def expressions(rows: int, room: int, seed: int) -> Batch:
         one = task.draw(1, length, generator)
         tokens[row, room - length :], targets[row, room - length :] = one.tokens[0], one.targets[0]
     return Batch(tokens, targets)
+
+
+def root_accuracy(train: Batch, test: Batch) -> float:
+    """How often the value of an expression is right by its first operator alone: the value most frequent behind it in
+    training. Who has learned anything of what is inside is right more often."""
+    def roots(batch: Batch) -> list[int]:
+        begins = (batch.tokens < len(SYMBOLS)).int().argmax(1, keepdim=True)
+        return batch.tokens.gather(1, begins)[:, 0].tolist()
+
+    values: dict[int, Counter[int]] = {}
+    for root, value in zip(roots(train), train.targets.amax(1).tolist()):
+        values.setdefault(root, Counter())[value] += 1
+    return mean(values[root].most_common(1)[0][0] == value
+                for root, value in zip(roots(test), test.targets.amax(1).tolist()))
 
 
 # --- restaurants: facts, and sentences that crowd workers wrote about them -------------------------------------------

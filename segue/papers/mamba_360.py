@@ -19,7 +19,7 @@ import torch
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import expressions, pixel_rows
+from segue.papers.corpora import expressions, pixel_rows, root_accuracy
 from segue.tasks import TASKS
 from segue.training.learn import accuracy, learn, minibatches
 
@@ -32,14 +32,15 @@ MIXERS: dict[str, dict[str, Any]] = {
 NEAR = "attention:near"  # sees an element and the one before it
 INVARIANT = ("s4d", "lru")  # the same linear map at every position
 LONG = ("listops", "digits", "delayed cue")
+ROOT = "the root operator alone"
 LEARNING: dict[str, Any] = {"muon": True, "rate": 0.01, "table_rate": 0.01, "vector_rate": 0.01, "cooldown": 1.0}
 
 
-def load_task(task: str, seed: int, size: int) -> tuple[dict[str, Any], Callable[[int], Batch], Batch]:
+def load_task(task: str, seed: int, size: int, steps: int) -> tuple[dict[str, Any], Callable[[int], Batch], Batch]:
     """The stack's input options, the training batches by step and the test batch; size: the length, or a picture's
-    side."""
+    side; steps: for which there are expressions, each read 1.6 times."""
     if task == "listops":
-        return {"vocabulary": TASKS[task].vocabulary}, minibatches(expressions(2048, size, 1), 32, seed), \
+        return {"vocabulary": TASKS[task].vocabulary}, minibatches(expressions(20 * steps, size, 1), 32, seed), \
             expressions(512, size, 2)
     if task == "digits":
         train, test = pixel_rows(size)
@@ -70,7 +71,7 @@ def build(mixer: str, first: str, reading: dict[str, Any]) -> Stack:
 
 def train_and_test(mixer: str, task: str, seed: int, steps: int, size: int) -> dict[str, float]:
     """Test accuracy after `steps`, and the number of parameters."""
-    reading, batches, test = load_task(task, seed, size)
+    reading, batches, test = load_task(task, seed, size, steps)
     torch.manual_seed(seed)
     model = build(mixer, NEAR if task == "recall" else mixer, reading)
     learn(model, batches, steps, seed=seed, **LEARNING)
@@ -81,7 +82,7 @@ def train_and_test(mixer: str, task: str, seed: int, steps: int, size: int) -> d
 
 def measure(run: Run) -> list[Row]:
     steps = run.pick(dict.fromkeys((*LONG, "recall"), 2),
-                     {"listops": 250, "digits": 120, "delayed cue": 120, "recall": 300})
+                     {"listops": 800, "digits": 120, "delayed cue": 120, "recall": 300})
     sizes = run.pick({"listops": 24, "digits": 8, "delayed cue": 32, "recall": 8},
                      {"listops": 48, "digits": 16, "delayed cue": 256, "recall": 32})
     seeds = range(run.seed, run.seed + run.pick(1, 2))
@@ -94,6 +95,8 @@ def measure(run: Run) -> list[Row]:
             runs = [done[f"{task} {mixer} {seed}"] for seed in seeds]
             table.append({"mixer": mixer, "task": task, "accuracy": mean(f["accuracy"] for f in runs),
                           "lowest": min(f["accuracy"] for f in runs), "parameters": runs[0]["parameters"]})
+    told = root_accuracy(expressions(20 * steps["listops"], sizes["listops"], 1), expressions(512, sizes["listops"], 2))
+    table.append({"mixer": ROOT, "task": "listops", "accuracy": told, "lowest": told, "parameters": 0})
     run.note(f"mean of {len(seeds)} seeds; steps of training: {steps}; lengths (digits: side of the picture): {sizes}; "
              f"chance is {TASKS['delayed-cue'].chance:.2f} for the cue, 0.1 for ListOps and digits, "
              f"{TASKS['mqar'].chance:.2f} for recall")
@@ -106,10 +109,13 @@ def measure(run: Run) -> list[Row]:
              "attention 44%, S4D 56%; ListOps to 48, 150 steps, attention 24%, S4D 14%; recall by two blocks of "
              "attention 21% after 400 steps (rotary, alibi or relative positions, also by AdamW), 29% of 10 keys "
              "instead of 32; 100% after 250 steps behind the near block")
+    run.note("until then the rule asked for twice chance at ListOps, too, which the root operator alone has; 250 steps "
+             "on 2,048 expressions (attention 25%, S4D 14%) were confirmed by 5.1 points. Of 16,000, in 800 steps, on "
+             "seed 100: attention 36%, S4D 25%, LRU 25%, Mamba 26%, Hyena 15%, the root operator 23%")
     return table
 
 
-CHANCE = {"listops": 0.1, "digits": 0.1, "delayed cue": TASKS["delayed-cue"].chance}
+CHANCE = {"digits": 0.1, "delayed cue": TASKS["delayed-cue"].chance}
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
@@ -121,7 +127,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     lookup = recall - max(value[mixer, "recall"] for mixer in INVARIANT)
     reason = (f"over the long tasks {best} is right {long[best]:.1%} of the time, attention {long['attention']:.1%}; "
               f"at recall attention is right {recall:.1%}, {100 * lookup:+.1f} points from the best invariant mixer")
-    unlearned = [task for task, chance in CHANCE.items() if max(value[mixer, task] for mixer in MIXERS) < 2 * chance]
+    least = {task: 2 * chance for task, chance in CHANCE.items()} | {"listops": value[ROOT, "listops"] + 0.05}
+    unlearned = [task for task in least if max(value[mixer, task] for mixer in MIXERS) < least[task]]
     if unlearned or recall < 0.5:
         return "inconclusive", f"{reason}; so few steps teach none of them {', '.join(unlearned) or 'recall'}"
     if ahead <= 0 or lookup <= 0:
@@ -148,8 +155,9 @@ CLAIM = Claim(
     rule="confirmed if, in mean accuracy over ListOps, digits read pixel by pixel and a delayed cue, the best of S4D, "
          "LRU, Hyena and Mamba is at least 5 points above attention, and attention is at least 10 points above both "
          "time-invariant mixers (S4D, LRU) at multi-query recall of 8 pairs; refuted if either ordering fails; "
-         "inconclusive in between, and where no mixer is right twice as often as chance at some long task or "
-         "attention is right less than half the time at recall: nothing was learned then.",
+         "inconclusive in between, and where at ListOps no mixer is 5 points above what the root operator alone tells, "
+         "at another long task none is right twice as often as chance, or at recall attention is right less than half "
+         "the time: nothing was learned then.",
     measure=measure, judge=judge, draw=draw,
     paper={"Long Range Arena, mean": "Transformer 53.66, S4D-LegS 84.89, S4-LegS 86.09, LRU 86.30, S5 87.46, Mega "
                                      "88.21 (collected from other papers, whose budgets differ)",
