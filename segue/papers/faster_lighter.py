@@ -190,8 +190,8 @@ def measure(run: Run) -> list[Row]:
             add(f"general {seed}", arm, "accuracy", value)
     run.note(f"2 layers of width {WIDTH}, learned positions, the mean of all elements read, {ROWS} rows, Muon at 0.01, "
              f"{steps} steps (ListOps {list_steps}), {len(seeds)} seeds; 1,437 digits of 64 pixels to learn and 360 to "
-             f"test; {20 * list_steps:,} expressions of ListOps of 8 to 64 elements to learn and 512 to test; the kernel "
-             "reads both ways by two causal scans: twice the mixer's parameters")
+             f"test; {20 * list_steps:,} expressions of ListOps of 8 to 64 elements to learn and 512 to test; the "
+             "kernel reads both ways by two causal scans: twice the mixer's parameters")
     run.note("cost: one layer forward and backward over one sequence, one thread count for all; 'full' is the fused "
              "attention of today, 'full, unfused' writes its matrix of weights, as when the survey was written")
     run.note("memory and seconds of recomputed blocks are parts of those without; seconds are of the processor, on one "

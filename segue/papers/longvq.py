@@ -226,9 +226,9 @@ CLAIM = Claim(
     statement="Attention over a codebook of keys keeps the accuracy of full attention at linear cost, where linear "
               "attention over the same memory does not.",
     rule="valid if attention to all keys recalls at least 95%. Confirmed if the codebook of 32 is within 5 points of "
-         "it and at least 10 above linear, nearby and no attention, a codebook of 4 is at least 20 points below, held- "
-         "out nats on the chorales are within 2% of those of all keys, and time grows as length to the power 1.25 at "
-         "most, against at least 1.6; refuted if linear attention comes within 2 points of the codebook, or the "
+         "it and at least 10 above linear, nearby and no attention, a codebook of 4 is at least 20 points below, "
+         "held-out nats on the chorales are within 2% of those of all keys, and time grows as length to the power 1.25 "
+         "at most, against at least 1.6; refuted if linear attention comes within 2 points of the codebook, or the "
          "exponents differ by less than 0.1; else inconclusive.",
     measure=measure, judge=judge, draw=draw,
     paper={"Long Range Arena": "better than Transformers, convolutions and state spaces on six tasks of 1K to 16K "
