@@ -223,7 +223,7 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
     ("mamba-360", [({"mixer": "attention", "task": "digits"}, {"accuracy": 0.9})], "refuted"),
     ("mamba-360", [({"mixer": "attention", "task": "recall"}, {"accuracy": 0.6}),
                    ({"mixer": "lru", "task": "recall"}, {"accuracy": 0.7})], "refuted"),
-    ("mamba-360", [({"mixer": "attention", "task": "digits"}, {"accuracy": 0.4})], "inconclusive"),
+    ("mamba-360", [({"mixer": "attention", "task": "digits"}, {"accuracy": 0.45})], "inconclusive"),
     ("mamba-360", [({"mixer": "lru", "task": "recall"}, {"accuracy": 0.95})], "inconclusive"),
     ("mamba-360", [({"mixer": "mamba", "task": "recall"}, {"accuracy": 1.0})], "confirmed"),  # it is not invariant
     ("mamba-360", [({"task": "listops"}, {"accuracy": 0.15})], "inconclusive"),
