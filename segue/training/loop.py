@@ -146,8 +146,9 @@ class Run:
         return loss
 
     def _divergence(self) -> SegueError:
+        place = ", in another folder" if self.folder is not None else ""
         return SegueError(f"training diverged at step {self.step}: fit again with a lower rate "
-                          f"(rate={self.plan.rate / 3:.2g}) or another seed")
+                          f"(rate={self.plan.rate / 3:.2g}) or another seed{place}")
 
     @torch.no_grad()
     def _put(self, weights: dict[str, Tensor]) -> None:
