@@ -11,8 +11,9 @@ import numpy as np
 
 from segue.analysis.forecast import SIMPLE, Combination, find_season, linear_forecast, naive_forecast, naive_scale
 from segue.analysis.registry import METRICS
+from segue.decoding.continuation import turn_columns
 from segue.decoding.forecast import sample_forecasts
-from segue.kinds.codecs import element, parted
+from segue.kinds.codecs import element
 from segue.kinds.elements import as_columns
 from segue.training.evaluate import OURS
 
@@ -127,7 +128,7 @@ def _select_windows(fitted: Fitted, data: Data, start: np.ndarray | None = None,
     """Windows spread evenly over the second halves of the sequences, or over what follows the first `start` elements
     of each; fewer than `at_most` where `samples` of each would be more than TOKENS."""
     turns = fitted.codec.turns()
-    columns = [parted(fitted.codec.token(int(turn[0])))[0] for turn in turns]
+    columns = turn_columns(fitted.codec)
     series = [as_columns(obj) for obj in data.objects()]
     lengths = np.array([max(map(len, each.values()), default=0) for each in series])
     first = lengths // 2 if start is None else start // len(turns)
